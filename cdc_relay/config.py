@@ -1,0 +1,322 @@
+"""One frozen ``Settings`` for both programs: TOML file < environment < command-line flags.
+
+Environment names are ``CDC_`` + section + ``__`` + setting, e.g. ``CDC_KAFKA__BOOTSTRAP_SERVERS``; sections may also
+be given whole as JSON. ``load`` reads all three, validates at once and, where a value is wrong, names the setting, the
+value it must have and the source it came from. Secrets never leave through ``repr``, logs or ``masked``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, tzinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError, TomlConfigSettingsSource
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from cdc_relay.errors import ConfigurationError
+
+ENV_PREFIX = "CDC_"
+CONFIG_VARIABLE = "CDC_CONFIG"
+
+_SECRET_PROPERTY = re.compile(r"password|secret|private|\.key\.pem|jaas|oauthbearer\.config|token", re.IGNORECASE)
+
+Seconds = Annotated[float, Field(gt=0, le=86_400 * 365)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DatabaseSettings(_Section):
+    """The MySQL that holds the outbox."""
+
+    url: str = Field("", description="mysql://user:password@host:3306/database; TLS by ?ssl_ca=…")
+    table: str = Field("agent_outbox_messages", pattern=r"^[0-9A-Za-z_$]{1,64}$")
+    timezone: str = Field("UTC", description="zone in which the application writes DATETIME columns")
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = Field(30.0, description="longest wait for the answer to one statement")
+
+    @field_validator("url")
+    @classmethod
+    def _mysql_url(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is required, e.g. mysql://user:password@host:3306/database")
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("must be a URL like mysql://user:password@host:3306/database") from None
+        if url.get_backend_name() not in ("mysql", "mariadb"):
+            raise ValueError(f"must begin with mysql:// or mariadb://, not {url.drivername}://")
+        if not url.database:
+            raise ValueError("must name the database that holds the outbox, e.g. mysql://user@host:3306/shop")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, OSError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError("must be an IANA zone name, e.g. UTC or Europe/Berlin") from None
+        return value
+
+    @property
+    def zone(self) -> tzinfo:
+        """The zone of the DATETIME columns."""
+        return UTC if self.timezone == "UTC" else ZoneInfo(self.timezone)
+
+    @property
+    def parsed(self) -> URL:
+        """The URL with the driver that cdc-relay uses."""
+        return make_url(self.url).set(drivername="mysql+pymysql")
+
+
+class KafkaSettings(_Section):
+    """The Kafka cluster, and any librdkafka property."""
+
+    bootstrap_servers: str = Field("", description="host:port, several joined by commas")
+    properties: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="any librdkafka property; ours are the defaults below it"
+    )
+
+    def client_properties(self, **defaults: str | int | float | bool) -> dict[str, Any]:
+        """A librdkafka configuration: ``defaults`` (with ``_`` for ``.``), overridden by what the user has set."""
+        ours = {name.replace("_", "."): value for name, value in defaults.items()}
+        return ours | {"bootstrap.servers": self.bootstrap_servers} | self.properties
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _given(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is required, e.g. localhost:9092")
+        return value
+
+
+class CheckpointSettings(_Section):
+    """Where the tailer's position is kept."""
+
+    path: Path = Path("checkpoints/relay.json")
+    interval_s: Seconds = 1.0
+
+
+class TailSettings(_Section):
+    """Following the binlog."""
+
+    server_id: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = Field(
+        None, description="must differ from every replica's; chosen at random when unset"
+    )
+    heartbeat_s: Seconds = Field(1.0, description="the server speaks at least this often")
+    read_timeout_s: Seconds = Field(10.0, description="silence after which the connection counts as dead")
+    max_in_flight_rows: Annotated[int, Field(ge=1)] = 100_000
+    max_in_flight_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    jump_behind_bytes: Annotated[int, Field(ge=0)] = Field(
+        1 * 2**30, description="further behind than this, catch up from the table instead; 0 = never"
+    )
+
+    @model_validator(mode="after")
+    def _heartbeat_below_timeout(self) -> TailSettings:
+        if self.heartbeat_s * 2 > self.read_timeout_s:
+            raise ValueError("heartbeat_s must be at most half of read_timeout_s, or a quiet stream looks dead")
+        return self
+
+
+class SweepSettings(_Section):
+    """The fallback over the table."""
+
+    interval_s: Seconds = 1.0
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    lease_s: Seconds = Field(60.0, description="how long leased rows are kept from other sweeps")
+    takeover_after_s: Seconds = Field(
+        30.0, description="publish fresh rows too when the tailer has made no progress for so long"
+    )
+
+
+class RetrySettings(_Section):
+    """Backoff of failed rows: base, doubled at every failure, up to the cap."""
+
+    base_s: Seconds = 1.0
+    cap_s: Seconds = 32.0
+
+    @model_validator(mode="after")
+    def _cap_above_base(self) -> RetrySettings:
+        if self.cap_s < self.base_s:
+            raise ValueError("cap_s must be at least base_s")
+        return self
+
+
+class WritebackSettings(_Section):
+    """Writing `published` back to the table."""
+
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+
+
+class ConsumerSettings(_Section):
+    """The consumer program."""
+
+    topics: list[str] = Field(default_factory=list, description='JSON in the environment: ["chat-history"]')
+    group_id: str = Field("cdc-consumer", min_length=1)
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    batch_wait_s: Seconds = Field(0.05, description="longest wait for a batch to fill once it has a record")
+    dead_letter_suffix: str = Field(".dlq", min_length=1, pattern=r"^[a-zA-Z0-9._-]+$")
+    create_topics: bool = Field(True, description="create missing topics and their dead-letter topics at start")
+
+
+class AdminSettings(_Section):
+    """/metrics, /healthz, /readyz."""
+
+    host: str = "127.0.0.1"
+    port: Port | None = Field(None, description="unset: 9464 for the relay, 9465 for the consumer; 0: any free one")
+    enabled: bool = True
+
+
+class LogSettings(_Section):
+    """Structured logs on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+
+
+class Settings(_Section):
+    """Everything that both programs can be told."""
+
+    name: str = Field("relay", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="one active relay per name and server")
+    database: DatabaseSettings
+    kafka: KafkaSettings
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tail: TailSettings = TailSettings()
+    sweep: SweepSettings = SweepSettings()
+    retry: RetrySettings = RetrySettings()
+    writeback: WritebackSettings = WritebackSettings()
+    consumer: ConsumerSettings = ConsumerSettings()
+    admin: AdminSettings = AdminSettings()
+    log: LogSettings = LogSettings()
+
+    def masked(self) -> dict[str, Any]:
+        """The settings as plain values with every secret replaced by ``***``: for logs and ``--print``."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        plain["database"]["url"] = self.database.parsed.render_as_string(hide_password=True)
+        plain["kafka"]["properties"] = mask_properties(self.kafka.properties)
+        return plain
+
+    def __repr__(self) -> str:
+        return f"Settings({self.masked()})"
+
+    __str__ = __repr__
+
+
+def mask_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """librdkafka properties with passwords and keys replaced by ``***``."""
+    return {name: "***" if _SECRET_PROPERTY.search(name) else value for name, value in properties.items()}
+
+
+class _Sources(BaseSettings):
+    """Gives pydantic-settings the shape of ``Settings``; only its readers of environment and TOML are used."""
+
+
+def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, environ: Mapping[str, str]) -> Settings:
+    """Settings from a TOML file (``config``, else ``CDC_CONFIG``), ``environ`` and ``flags``, the last one winning.
+
+    Flags are "section.setting": value; those that are None were not given. Raises ConfigurationError with one line per wrong setting.
+    """
+    path = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    layers = [
+        (f"file {path}", _from_toml(path) if path else {}),
+        ("environment", _from_environment(environ)),
+        ("flag", _nested(given)),
+    ]
+    merged: dict[str, Any] = {"database": {}, "kafka": {}}
+    for _, layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as invalid:
+        lines = [_explain(problem, layers, environ) for problem in invalid.errors()]
+        raise ConfigurationError("; ".join(lines)) from None  # the cause would quote secrets
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigurationError(f"the configuration file {path} does not exist")
+    try:
+        return dict(TomlConfigSettingsSource(_Sources, path)())
+    except ValueError as error:  # tomllib.TOMLDecodeError
+        raise ConfigurationError(f"the configuration file {path} is not TOML: {error}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    source = EnvSettingsSource(
+        Settings,  # type: ignore[arg-type]  # any pydantic model has the fields that it reads
+        case_sensitive=False,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+    )
+    source.env_vars = {name.lower(): value for name, value in environ.items() if value != ""}
+    try:
+        return source()
+    except SettingsError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        where = f"{ENV_PREFIX}{field.group(1).upper()}…" if field else "the environment"
+        raise ConfigurationError(f"a variable {where} must hold JSON: {error.__cause__ or error}") from error
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *sections, name = dotted.split(".")
+        at = nested
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[name] = value
+    return nested
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+            merged[name] = _merge(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _explain(problem: Any, layers: list[tuple[str, dict[str, Any]]], environ: Mapping[str, str]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    setting = ".".join(path)
+    variable = ENV_PREFIX + "__".join(path).upper()
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "there is no such setting"
+    source = next((name for name, layer in reversed(layers) if _holds(layer, path)), None)
+    if source is None:
+        lookalike = ENV_PREFIX + "_".join(path).upper()
+        hint = f"; {lookalike} is set, did you mean {variable}?" if lookalike in environ else ""
+        return f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
+    shown = _shown(setting, problem.get("input"))
+    return f"{setting}: {message}{shown} (from the {variable if source == 'environment' else source})"
+
+
+def _holds(layer: Mapping[str, Any], path: list[str]) -> bool:
+    at: Any = layer
+    for part in path:
+        if not isinstance(at, Mapping) or part not in at:
+            return False
+        at = at[part]
+    return True
+
+
+def _shown(setting: str, value: Any) -> str:
+    # A URL may hold a password, and so may any property: their values are never quoted.
+    if setting.startswith(("database.url", "kafka.properties")) or isinstance(value, dict):
+        return ""
+    return f", not {str(value)[:80]!r}"

@@ -1,0 +1,53 @@
+"""Between instants and the zoneless DATETIME columns of the application.
+
+``database.timezone`` says in which zone the application writes. All functions are pure: the instant is an argument.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
+
+
+def to_column(instant: datetime, zone: tzinfo) -> datetime:
+    """``instant`` (aware) as the naive wall time that the columns hold."""
+    return instant.astimezone(zone).replace(tzinfo=None, fold=0)
+
+
+def from_column(wall: datetime, zone: tzinfo) -> datetime:
+    """The naive wall time of a column as an instant in ``zone``.
+
+    In the hour that a DST change repeats a wall time names two instants; the earlier one is taken.
+    """
+    return wall.replace(tzinfo=zone)
+
+
+def due_bound(instant: datetime, zone: tzinfo) -> datetime:
+    """The latest wall time that counts as due at ``instant``.
+
+    Usually the wall clock itself. In the hour that a DST change repeats it is the end of that hour: a row stamped
+    before the change would otherwise look up to an hour in the future. It may then be tried early, never late.
+    """
+    wall = to_column(instant, zone)
+    later = wall.replace(tzinfo=zone, fold=1).utcoffset()
+    earlier = wall.replace(tzinfo=zone, fold=0).utcoffset()
+    assert earlier is not None
+    assert later is not None
+    if earlier <= later:  # not ambiguous (equal), or a wall time that the spring change skips
+        return wall
+    # Walk to the end of the repeated hour: the first wall minute that is no longer ambiguous.
+    end = wall.replace(second=0, microsecond=0)
+    while end.replace(tzinfo=zone, fold=0).utcoffset() != end.replace(tzinfo=zone, fold=1).utcoffset():
+        end += timedelta(minutes=1)
+    return end
+
+
+def utc_now() -> datetime:
+    """The one place that reads this machine's clock for row times."""
+    return datetime.now(UTC)
+
+
+@lru_cache(maxsize=8192)
+def rfc3339(wall: datetime, zone: tzinfo) -> bytes:
+    """A column's wall time as RFC 3339 with offset, for the ``created_at`` header; cached, since rows share times."""
+    return from_column(wall, zone).isoformat().encode()

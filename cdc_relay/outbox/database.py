@@ -1,0 +1,125 @@
+"""Connections to the application's database, and MySQL's errors in our terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pymysql
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from cdc_relay.config import DatabaseSettings
+from cdc_relay.errors import DatabaseError, DatabaseUnavailable
+
+# Server and client error numbers: MySQL manual, "Server Error Message Reference" and "Client Error Message Reference".
+_AWAY = {
+    0: "the connection broke",
+    1040: "too many connections",
+    1053: "the server is shutting down",
+    1079: "the server is shutting down",
+    1080: "the connection was forced off",
+    1152: "the connection was aborted",
+    1158: "a network error",
+    1159: "a network timeout",
+    1160: "a network error",
+    1161: "a network timeout",
+    1184: "the connection was aborted",
+    1203: "too many connections of this user",
+    1226: "the user's resource limit is reached",
+    1290: "the server runs with --read-only",
+    1317: "the statement was interrupted",
+    1792: "the server is read-only",
+    1836: "the server is read-only",
+    1927: "the connection was killed",
+    2002: "the server cannot be reached",
+    2003: "the server cannot be reached",
+    2005: "the server's name does not resolve",
+    2006: "the server has gone away",
+    2013: "the connection was lost",
+    2014: "the connection broke in the middle of a statement",
+    2026: "the TLS connection broke",
+    2027: "the connection broke in the middle of a packet",
+    2055: "the connection was lost",
+    3024: "the statement took too long",
+    3168: "the server is starting or stopping",
+    3169: "the session was killed",
+    4031: "the server closed an idle connection",
+}
+_CONTENDED = {1205: "lock wait timeout", 1213: "deadlock", 3572: "the row is locked"}
+_HINTS = {
+    1044: "GRANT SELECT, INSERT, UPDATE on the database to this user",
+    1045: "check user and password in database.url",
+    1698: "check user and password in database.url",
+    1049: "create the database, or name the right one in database.url",
+    1054: "compare the table with `cdc-relay init-db --print`",
+    1142: "GRANT the privilege named above to this user",
+    1143: "GRANT the privilege named above to this user",
+    1146: "create it with `cdc-relay init-db`, or name the right one in database.table",
+    1227: "GRANT the privilege named above to this user",
+}
+
+
+def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
+    """An engine whose every wait is bounded: READ COMMITTED (no gap locks), utf8mb4, pinged before use."""
+    return create_engine(
+        settings.parsed,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_timeout=settings.read_timeout_s,
+        pool_recycle=1800,
+        connect_args={
+            "charset": "utf8mb4",
+            "connect_timeout": max(1, int(settings.connect_timeout_s)),
+            "read_timeout": settings.read_timeout_s,
+            "write_timeout": settings.read_timeout_s,
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction, committed at the end; library errors leave as DatabaseError or DatabaseUnavailable."""
+    with translated(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn SQLAlchemy's and PyMySQL's errors into ours."""
+    try:
+        yield
+    except (SQLAlchemyError, pymysql.err.Error, OSError) as error:
+        raise translate(error) from error
+
+
+def error_code(error: BaseException) -> int | None:
+    """The MySQL error number in ``error`` or in what it wraps; None when there is none."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, pymysql.err.Error) and original.args and isinstance(original.args[0], int):
+        return original.args[0]
+    return None
+
+
+def is_contention(error: BaseException) -> bool:
+    """A deadlock or a lock wait timeout: the same transaction may go well when it is tried again at once."""
+    return error_code(error) in _CONTENDED
+
+
+def translate(error: BaseException) -> DatabaseError:
+    """The error of ours that says the same."""
+    code = error_code(error)
+    original = error.orig if isinstance(error, DBAPIError) else error
+    args = getattr(original, "args", ())
+    words = str(args[1]) if len(args) > 1 else str(original or error).splitlines()[0] if str(error) else repr(error)
+    if isinstance(error, OSError) or code in _AWAY:
+        return DatabaseUnavailable(f"MySQL is away: {_AWAY.get(code or 0, 'the connection broke')} ({code}: {words})")
+    if code in _CONTENDED:
+        return DatabaseUnavailable(f"MySQL is contended: {_CONTENDED[code]} ({code}: {words})")
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return DatabaseUnavailable(f"MySQL is away: {words}")
+    if isinstance(original, pymysql.err.InterfaceError):
+        return DatabaseUnavailable(f"MySQL is away: {words}")
+    return DatabaseError(f"MySQL says {code}: {words}" if code else f"MySQL: {words}", hint=_HINTS.get(code or -1))

@@ -1,0 +1,120 @@
+"""What an outbox row becomes in Kafka, and how the consumer reads it back.
+
+Value ``{"outbox_id": 1, "biz_type": "…", "payload": …}`` with the payload byte for byte as the application wrote it,
+key ``message_key``, topic ``topic``, headers ``outbox_id``, ``biz_type`` and ``created_at``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import tzinfo
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from cdc_relay.errors import PoisonRow, RelayError
+from cdc_relay.outbox.clock import rfc3339
+from cdc_relay.outbox.row import OutboxRow
+
+Headers = list[tuple[str, bytes]]
+
+#: Kafka's rule for topic names (org.apache.kafka.common.internals.Topic): these characters, 1 to 249 of them.
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
+
+
+class Record(NamedTuple):
+    """A Kafka record to be produced."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+def encode(row: OutboxRow, zone: tzinfo) -> Record:
+    """The record of ``row``; raises PoisonRow where no retry could ever make one."""
+    if not is_legal_topic(row.topic):
+        raise PoisonRow(
+            f"topic {row.topic!r} is no legal Kafka topic: 1 to 249 of a-z A-Z 0-9 . _ - and neither '.' nor '..'"
+        )
+    check_json(row.payload)
+    biz_type = _json_string(row.biz_type)
+    value = b'{"outbox_id": %d, "biz_type": %b, "payload": %b}' % (row.id, biz_type, row.payload)
+    headers: Headers = [("outbox_id", b"%d" % row.id), ("biz_type", _utf8(row.biz_type))]
+    if row.created_at is not None:
+        headers.append(("created_at", rfc3339(row.created_at, zone)))
+    return Record(row.topic, row.message_key, value, headers)
+
+
+def check_json(payload: bytes) -> None:
+    """Raise PoisonRow unless ``payload`` is one JSON value (RFC 8259) in UTF-8."""
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        # orjson also refuses what the grammar allows: lone \\ud800 escapes. The slower parser has the last word.
+        try:
+            json.loads(payload.decode(), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise PoisonRow(f"payload is not JSON: {reason}") from error
+
+
+@lru_cache(maxsize=1024)
+def is_legal_topic(topic: str) -> bool:
+    """Whether Kafka accepts ``topic`` as a name."""
+    return _TOPIC.match(topic) is not None and topic not in (".", "..")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A record's value, as the consumer needs it."""
+
+    outbox_id: int
+    biz_type: str
+    payload: Any
+    """The payload parsed from JSON."""
+
+
+class MalformedEnvelope(RelayError):
+    """A Kafka record is no envelope, so no outbox row can be named for it: it goes to the dead-letter topic."""
+
+
+def decode(value: bytes | None) -> Envelope:
+    """The envelope in a record's value; raises MalformedEnvelope with the reason."""
+    if value is None:
+        raise MalformedEnvelope("the record has no value")
+    try:
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            parsed = json.loads(value.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedEnvelope(f"the value is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise MalformedEnvelope(f"the value must be a JSON object, not {type(parsed).__name__}")
+    outbox_id, biz_type = parsed.get("outbox_id"), parsed.get("biz_type")
+    # bool is an int in Python; an id is positive and fits the BIGINT column.
+    if not isinstance(outbox_id, int) or isinstance(outbox_id, bool) or not 0 < outbox_id < 2**63:
+        raise MalformedEnvelope(f"outbox_id must be a positive integer, not {outbox_id!r:.80}")
+    if not isinstance(biz_type, str) or not biz_type:
+        raise MalformedEnvelope(f"biz_type must be a non-empty string, not {biz_type!r:.80}")
+    if "payload" not in parsed:
+        raise MalformedEnvelope("payload is missing")
+    return Envelope(outbox_id, biz_type, parsed["payload"])
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+@lru_cache(maxsize=1024)
+def _json_string(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=1024)
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

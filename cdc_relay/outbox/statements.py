@@ -1,0 +1,268 @@
+"""Every SQL statement on the outbox table, one method a statement.
+
+Each docstring says which states a statement may leave and enter. Times are naive wall times in ``database.timezone``
+(see ``clock.py``); the caller owns the transaction. MySQL evaluates the assignments of an UPDATE from left to right,
+each seeing the ones before it, so ``status`` is always assigned last.
+
+**The token of a delivery.** ``published_at IS NULL`` on a row means: the acknowledgement of its current delivery is not
+written yet. Leasing a row clears it, the consumer fills it with everything it writes, and ``mark_published`` touches
+only rows that lack it. So a write-back that comes late never undoes what the consumer has decided meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, text
+
+from cdc_relay.outbox.backoff import NextAttempt, cut_error
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.status import Status
+from cdc_relay.outbox.table import DEFAULT_MAX_RETRY, DEFAULT_TABLE
+
+#: In the order of OutboxRow.
+_ROW_COLUMNS = "id, biz_type, topic, message_key, payload, status, retry_count, max_retry, next_retry_at, created_at"
+
+PARKED = "parked: waits for an earlier row of the same message_key"
+"""How ``last_error`` begins on a row that the consumer put back behind an earlier one."""
+
+
+class WaitingRow(NamedTuple):
+    """A row that has failed and holds back the later rows of its key."""
+
+    id: int
+    message_key: bytes
+
+
+class DueRow(NamedTuple):
+    """A row whose time has come, before it is leased."""
+
+    id: int
+    retry_count: int
+
+
+class OutboxStatements:
+    """The statements, bound to one table."""
+
+    def __init__(self, table: str = DEFAULT_TABLE) -> None:
+        self.table = ".".join("`" + part.replace("`", "``") + "`" for part in table.split("."))
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def read_committed(self, connection: Connection, ids: Sequence[int]) -> list[OutboxRow]:
+        """The rows with these ids, whatever their status, in id order. Changes nothing.
+
+        A transaction stands in the binlog a moment before InnoDB shows it to others. A plain SELECT may miss it then;
+        a shared lock waits for it instead.
+        """
+        sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id LOCK IN SHARE MODE"
+        return [_row(found) for found in connection.execute(_with_ids(sql), {"ids": list(ids)})]
+
+    def pending_page(self, connection: Connection, after_id: int, limit: int) -> list[OutboxRow]:
+        """The next ``limit`` rows that are pending, in id order, by keyset. Changes nothing."""
+        sql = (
+            f"SELECT {_ROW_COLUMNS} FROM {self.table} FORCE INDEX (PRIMARY) "
+            "WHERE id > :after_id AND status = 'pending' ORDER BY id LIMIT :limit"
+        )
+        return [_row(found) for found in connection.execute(text(sql), {"after_id": after_id, "limit": limit})]
+
+    def pending_ids(self, connection: Connection, limit: int) -> list[int]:
+        """The lowest ``limit`` ids of pending rows, in id order: an index scan that touches no row. Changes nothing."""
+        sql = f"SELECT id FROM {self.table} WHERE status = 'pending' ORDER BY id LIMIT :limit"
+        return list(connection.execute(text(sql), {"limit": limit}).scalars())
+
+    def due(self, connection: Connection, due_bound: datetime, limit: int) -> list[DueRow]:
+        """The lowest ``limit`` due rows in id order (over the index on status, next_retry_at). Changes nothing."""
+        sql = (
+            f"SELECT id, retry_count FROM {self.table} WHERE status = 'pending' "
+            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) ORDER BY id LIMIT :limit"
+        )
+        found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
+        return [DueRow(int(row.id), int(row.retry_count)) for row in found]
+
+    def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
+        """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
+        sql = (
+            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND next_retry_at > :due_bound "
+            "AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
+        )
+        found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
+        return [WaitingRow(int(row.id), _bytes(row.message_key)) for row in found]
+
+    def held_back(self, connection: Connection, limit: int) -> list[WaitingRow]:
+        """Every failed or parked row, due or not, in id order: what a starting program must park. Changes nothing."""
+        sql = (
+            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' "
+            "AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
+        )
+        return [WaitingRow(int(r.id), _bytes(r.message_key)) for r in connection.execute(text(sql), {"limit": limit})]
+
+    def still_pending(self, connection: Connection, ids: Iterable[int]) -> set[int]:
+        """Which of these ids are still pending. Changes nothing."""
+        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND status = 'pending'"
+        return set(connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars())
+
+    def count_by_status(self, connection: Connection) -> dict[str, int]:
+        """Rows per status, over the index. Changes nothing."""
+        sql = f"SELECT status, COUNT(*) AS n FROM {self.table} GROUP BY status"
+        return {row.status: int(row.n) for row in connection.execute(text(sql))}
+
+    def oldest_pending(self, connection: Connection) -> Row[Any] | None:
+        """Times, retry_count and last_error of the pending row with the lowest id. Changes nothing."""
+        sql = (
+            f"SELECT id, created_at, next_retry_at, retry_count, last_error FROM {self.table} "
+            "WHERE status = 'pending' ORDER BY id LIMIT 1"
+        )
+        return connection.execute(text(sql)).first()
+
+    # --- the relay writes --------------------------------------------------------------------------------------
+
+    def lock_due(self, connection: Connection, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
+        """Lock those of ``ids`` that are still pending and due, in id order, passing over locked ones.
+
+        Changes nothing by itself: ``lease`` follows in the same transaction.
+        """
+        sql = (
+            f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids AND status = 'pending' "
+            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) ORDER BY id FOR UPDATE SKIP LOCKED"
+        )
+        found = connection.execute(_with_ids(sql), {"ids": list(ids), "due_bound": due_bound})
+        return [_row(row) for row in found]
+
+    def lease(self, connection: Connection, ids: Sequence[int], until: datetime, now: datetime) -> int:
+        """pending -> pending: keep locked rows from every other sweep until ``until``, and renew the delivery token."""
+        sql = (
+            f"UPDATE {self.table} SET next_retry_at = :until, published_at = NULL, updated_at = :now "
+            "WHERE id IN :ids AND status = 'pending'"
+        )
+        return connection.execute(_with_ids(sql), {"ids": list(ids), "until": until, "now": now}).rowcount
+
+    def mark_published(self, connection: Connection, ids: Sequence[int], retry_count: int, now: datetime) -> int:
+        """pending -> published, for rows acknowledged by Kafka that had ``retry_count`` when they were sent.
+
+        Fills ``published_at`` of rows that the consumer has already marked consumed; never touches dead rows, nor rows
+        that the consumer has meanwhile scheduled for a retry (their count has grown, or their token is filled).
+        """
+        sql = (
+            f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
+            "last_error = IF(status = 'pending', NULL, last_error), "
+            "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
+            "status = IF(status = 'pending', 'published', status) "
+            "WHERE id IN :ids AND published_at IS NULL "
+            "AND ((status = 'pending' AND retry_count = :retry_count) OR status IN ('published', 'consumed'))"
+        )
+        return connection.execute(_with_ids(sql), {"ids": list(ids), "retry_count": retry_count, "now": now}).rowcount
+
+    def mark_undelivered(
+        self, connection: Connection, row_id: int, retry_count: int, attempt: NextAttempt, reason: str, now: datetime
+    ) -> int:
+        """pending -> pending or dead, by the relay: Kafka refused the record, or none can be made of the row.
+
+        Only a row that still has the ``retry_count`` it was sent with: anything else was decided by someone newer.
+        """
+        sql = (
+            f"UPDATE {self.table} SET retry_count = :attempts, next_retry_at = :at, last_error = :reason, "
+            "updated_at = :now, status = :status WHERE id = :id AND status = 'pending' AND retry_count = :retry_count"
+        )
+        values = _failure(row_id, attempt, reason, now) | {"retry_count": retry_count}
+        return connection.execute(text(sql), values).rowcount
+
+    def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
+        """dead -> pending, by an operator: these ids (None: all), with a clean slate; the sweep delivers them."""
+        sql = (
+            f"UPDATE {self.table} SET retry_count = 0, next_retry_at = :now, last_error = NULL, published_at = NULL, "
+            "updated_at = :now, status = 'pending' WHERE status = 'dead'"
+        )
+        if ids is None:
+            return connection.execute(text(sql), {"now": now}).rowcount
+        return connection.execute(_with_ids(sql + " AND id IN :ids"), {"now": now, "ids": list(ids)}).rowcount
+
+    # --- the consumer writes -----------------------------------------------------------------------------------
+
+    def lock_rows(self, connection: Connection, ids: Sequence[int]) -> dict[int, OutboxRow]:
+        """Lock these rows, whatever their status, waiting for whoever holds them; by id. Changes nothing by itself."""
+        sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id FOR UPDATE"
+        found = connection.execute(_with_ids(sql), {"ids": list(ids)})
+        return {row.id: row for row in map(_row, found)}
+
+    def mark_consumed(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
+        """pending or published -> consumed, for rows locked in this transaction whose effect stands in it."""
+        sql = (
+            f"UPDATE {self.table} SET published_at = COALESCE(published_at, :now), consumed_at = :now, "
+            "last_error = NULL, next_retry_at = NULL, updated_at = :now, status = 'consumed' "
+            "WHERE id IN :ids AND status IN ('pending', 'published')"
+        )
+        return connection.execute(_with_ids(sql), {"ids": list(ids), "now": now}).rowcount
+
+    def mark_failed(self, connection: Connection, row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> int:
+        """pending or published -> pending or dead, by the consumer, for a row locked in this transaction."""
+        sql = (
+            f"UPDATE {self.table} SET retry_count = :attempts, next_retry_at = :at, last_error = :reason, "
+            "published_at = COALESCE(published_at, :now), updated_at = :now, status = :status "
+            "WHERE id = :id AND status IN ('pending', 'published')"
+        )
+        return connection.execute(text(sql), _failure(row_id, attempt, reason, now)).rowcount
+
+    def park(self, connection: Connection, row_id: int, behind: int, at: datetime, now: datetime) -> int:
+        """pending or published -> pending, by the consumer, for a locked row that must wait for row ``behind``.
+
+        ``retry_count`` stays: the row itself is not at fault.
+        """
+        sql = (
+            f"UPDATE {self.table} SET next_retry_at = :at, last_error = :reason, "
+            "published_at = COALESCE(published_at, :now), updated_at = :now, status = 'pending' "
+            "WHERE id = :id AND status IN ('pending', 'published')"
+        )
+        values = {"id": row_id, "at": at, "now": now, "reason": f"{PARKED} (id {behind})"}
+        return connection.execute(text(sql), values).rowcount
+
+
+def _with_ids(sql: str) -> Any:
+    return text(sql).bindparams(bindparam("ids", expanding=True))
+
+
+def _failure(row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> dict[str, Any]:
+    return {
+        "id": row_id,
+        "attempts": attempt.retry_count,
+        "at": attempt.at,
+        "reason": cut_error(reason),
+        "now": now,
+        "status": Status.DEAD if attempt.at is None else Status.PENDING,
+    }
+
+
+def _row(found: Row[Any]) -> OutboxRow:
+    values: Sequence[Any] = found
+    row_id, biz_type, topic, key, payload, status, retry_count, max_retry, next_retry_at, created_at = values
+    return OutboxRow(
+        int(row_id),
+        _str(biz_type),
+        _str(topic),
+        _bytes(key),
+        _bytes(payload),
+        _str(status),
+        int(retry_count or 0),
+        DEFAULT_MAX_RETRY if max_retry is None else int(max_retry),
+        _wall(next_retry_at),
+        _wall(created_at),
+    )
+
+
+def _bytes(value: str | bytes | None) -> bytes:
+    if value is None:
+        return b""
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
+def _str(value: str | bytes | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else bytes(value).decode("utf-8", "replace")
+
+
+def _wall(value: object) -> datetime | None:
+    # PyMySQL hands a zero date ("0000-00-00 00:00:00") on as text.
+    return value if isinstance(value, datetime) else None

@@ -1,0 +1,32 @@
+"""The life of an outbox row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """The values of the ``status`` column."""
+
+    PENDING = "pending"
+    """In the outbox, waiting for delivery or for the next retry window."""
+    PUBLISHED = "published"
+    """Acknowledged by Kafka, business effect still to come."""
+    CONSUMED = "consumed"
+    """Business effect committed. The end."""
+    DEAD = "dead"
+    """Retries used up, or an error that no retry can cure. The end, until an operator requeues it."""
+
+
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    # pending -> consumed: the consumer may be faster than the relay's write-back.
+    # pending -> pending: a failed attempt, with a later next_retry_at.
+    Status.PENDING: frozenset({Status.PENDING, Status.PUBLISHED, Status.CONSUMED, Status.DEAD}),
+    # published -> pending: the consumer failed and schedules a retry.
+    Status.PUBLISHED: frozenset({Status.PENDING, Status.CONSUMED, Status.DEAD}),
+    Status.CONSUMED: frozenset(),
+    # Only by `cdc-relay dead requeue`.
+    Status.DEAD: frozenset({Status.PENDING}),
+}
+"""Which status may follow which. ``statements.py`` enforces this in its WHERE clauses; a test compares the two."""
