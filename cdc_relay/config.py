@@ -224,7 +224,8 @@ class _Sources(BaseSettings):
 def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, environ: Mapping[str, str]) -> Settings:
     """Settings from a TOML file (``config``, else ``CDC_CONFIG``), ``environ`` and ``flags``, the last one winning.
 
-    Flags are "section.setting": value; those that are None were not given. Raises ConfigurationError with one line per wrong setting.
+    Flags are "section.setting": value; those that are None were not given.
+    Raises ConfigurationError that names each wrong setting, the value it must have, and its source.
     """
     path = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     given = {name: value for name, value in (flags or {}).items() if value is not None}

@@ -112,8 +112,8 @@ def translate(error: BaseException) -> DatabaseError:
     """The error of ours that says the same."""
     code = error_code(error)
     original = error.orig if isinstance(error, DBAPIError) else error
-    args = getattr(original, "args", ())
-    words = str(args[1]) if len(args) > 1 else str(original or error).splitlines()[0] if str(error) else repr(error)
+    arguments: tuple[object, ...] = getattr(original, "args", ())
+    words = str(arguments[1]) if len(arguments) > 1 else (str(original or error) or repr(error)).splitlines()[0]
     if isinstance(error, OSError) or code in _AWAY:
         return DatabaseUnavailable(f"MySQL is away: {_AWAY.get(code or 0, 'the connection broke')} ({code}: {words})")
     if code in _CONTENDED:
