@@ -1,0 +1,269 @@
+"""A throwaway MySQL or MariaDB with row binlog, without Docker and without root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cdc_relay.embedded import apt, cache
+from cdc_relay.embedded.progress import step
+from cdc_relay.embedded.server import ThrowawayServer
+from cdc_relay.errors import DatabaseUnavailable, MissingTool
+
+Flavour = Literal["mysql", "mariadb"]
+
+#: Seconds that making the system tables may take.
+INITIALIZE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server program, and how it is started."""
+
+    flavour: Flavour
+    version: str
+    argv: tuple[str, ...]
+    #: The folder that has ``bin``, ``sbin``, ``share`` and ``lib``.
+    usr: Path
+    #: The cache folder when it was fetched, None when it is the machine's own.
+    fetched: Path | None = None
+
+
+class MysqlServer(ThrowawayServer):
+    """A MySQL (8.0 or later) or MariaDB that is gone after the ``with`` block::
+
+        with MysqlServer(options={"binlog_row_image": "MINIMAL"}) as server:
+            engine = sqlalchemy.create_engine(server.url)
+
+    Row binlog on, GTID off, ``root`` without a password, 127.0.0.1 only. Durability is the server's default: every
+    commit is flushed, unless ``options`` say otherwise.
+    """
+
+    unavailable = DatabaseUnavailable
+
+    def __init__(
+        self,
+        *,
+        flavour: Literal["auto", "mysql", "mariadb"] = "auto",
+        database: str = "outbox",
+        server_id: int = 1,
+        options: Mapping[str, str | int | bool | None] | None = None,
+        port: int | None = None,
+        start_timeout_s: float = 120.0,
+        stop_timeout_s: float = 60.0,
+    ) -> None:
+        """``auto`` takes whichever of the two is on PATH, MySQL first, and fetches MySQL when neither is.
+
+        ``options`` are server variables by name; True and False become ON and OFF, and None gives an option without
+        a value (``{"skip_name_resolve": None}``).
+        """
+        super().__init__(port=port, start_timeout_s=start_timeout_s, stop_timeout_s=stop_timeout_s)
+        self.name = "mysql" if flavour == "auto" else flavour
+        self.database = database
+        self.server_id = server_id
+        self.options = dict(options or {})
+        self._flavour = flavour
+        self._program: Program | None = None
+
+    @property
+    def flavour(self) -> Flavour:
+        return self._found().flavour
+
+    @property
+    def server_version(self) -> str:
+        """As the program tells it, such as ``9.7.4`` or ``10.11.18-MariaDB``."""
+        return self._found().version
+
+    @property
+    def url(self) -> str:
+        """For SQLAlchemy; ``root`` has no password."""
+        return f"mysql+pymysql://root@{self.host}:{self.port}/{self.database}"
+
+    def error_log(self, lines: int = 30) -> str:
+        return self.log_tail(lines)
+
+    def client(self, tool: str) -> list[str]:
+        """The argv that starts a program that comes with the server, such as ``mysqlbinlog``. Raises MissingTool."""
+        program = self._found()
+        for folder in ("bin", "sbin"):
+            path = program.usr / folder / tool
+            if path.exists():
+                return apt.through_loader(program.fetched, path) if program.fetched else [str(path)]
+        raise MissingTool(f"{tool} does not come with {program.flavour} {program.version}")
+
+    # -- how it is started
+
+    def _prepare(self, home: Path) -> None:
+        self._program = find(self._flavour)
+        (home / "tmp").mkdir()
+        with step(f"making the system tables of {self._program.flavour} {self._program.version}"):
+            initialize(self._program, home, self._options())
+        # Not in the binlog: a replica of this server has them from its own first start.
+        (home / "first.sql").write_text(
+            "SET SESSION sql_log_bin = 0;\n"
+            f"CREATE DATABASE IF NOT EXISTS `{self.database}` CHARACTER SET utf8mb4;\n"
+            "CREATE USER IF NOT EXISTS root@'127.0.0.1';\n"
+            "GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n",
+            encoding="utf-8",
+        )
+
+    def _argv(self) -> Sequence[str]:
+        argv = [
+            *common_argv(self._found(), self.home),
+            f"--port={self.port}",
+            *(option_argv(name, value) for name, value in self._options().items()),
+        ]
+        return argv if self._served_once else [*argv, f"--init-file={self.home / 'first.sql'}"]
+
+    @property
+    def _served_once(self) -> bool:
+        return (self.data_dir / self.database).is_dir()
+
+    def _options(self) -> dict[str, str | int | bool | None]:
+        given = {name.replace("-", "_"): value for name, value in self.options.items()}
+        mysql = self._found().flavour == "mysql"
+        # MySQL writes rows by default and warns of the option; MariaDB's default is MIXED.
+        own: dict[str, str | int | bool | None] = (
+            {"mysqlx": "OFF", "innodb_redo_log_capacity": "32M"} if mysql else {"binlog_format": "ROW"}
+        )
+        own |= {
+            "server_id": self.server_id,
+            "log_bin": "binlog",
+            "bind_address": self.host,
+            # Relative to the data folder, so that a long temporary folder does not break the limit of 107 bytes.
+            "socket": "mysql.sock",
+            "pid_file": "mysql.pid",
+            "tmpdir": str(self.home / "tmp"),
+            "innodb_buffer_pool_size": "64M",
+        }
+        return own | given
+
+    def _is_ready(self) -> bool:
+        """The server greets a client only when it serves; before that the port is closed."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=1) as connection:
+                connection.settimeout(1)
+                return len(connection.recv(5)) == 5
+        except OSError:
+            return False
+
+    def _found(self) -> Program:
+        if self._program is None:
+            raise DatabaseUnavailable(f"{self.name} is not started")
+        return self._program
+
+
+def option_argv(name: str, value: str | int | bool | None) -> str:
+    option = "--" + name.replace("_", "-")
+    if value is None:
+        return option
+    return f"{option}={('OFF', 'ON')[value] if isinstance(value, bool) else value}"
+
+
+def common_argv(program: Program, home: Path) -> list[str]:
+    argv = [*program.argv, "--no-defaults", f"--datadir={home / 'data'}"]
+    if program.fetched is not None:
+        share = next(path for path in (program.usr / "share/mysql", program.usr / "share/mariadb") if path.is_dir())
+        argv += [
+            f"--basedir={program.usr}",
+            f"--lc-messages-dir={share}",
+            f"--character-sets-dir={share / 'charsets'}",
+            f"--plugin-dir={program.usr / 'lib/mysql/plugin'}",
+        ]
+        if program.flavour == "mysql":
+            argv.append("--secure-file-priv=NULL")  # its default folder is made by the installer, which did not run
+    if os.geteuid() == 0:
+        argv.append("--user=root")
+    return argv
+
+
+def initialize(program: Program, home: Path, options: Mapping[str, str | int | bool | None]) -> None:
+    """Make the system tables in ``home/data``. Raises DatabaseUnavailable with what the server wrote."""
+    given = [option_argv(name, value) for name, value in options.items() if name != "init_file"]
+    argv = common_argv(program, home)
+    script = None
+    if program.flavour == "mysql":
+        argv += [*given, "--skip-log-bin", "--initialize-insecure"]
+    else:
+        (home / "data").mkdir()
+        argv += [*given, "--skip-log-bin", "--bootstrap", "--log-warnings=0", "--enforce-storage-engine="]
+        script = _mariadb_system_tables(program)
+    try:
+        done = subprocess.run(argv, input=script, capture_output=True, timeout=INITIALIZE_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as expired:
+        raise DatabaseUnavailable(f"{program.flavour} made no data folder in {INITIALIZE_TIMEOUT_S:g} s") from expired
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).decode("utf-8", "replace").strip()
+        raise DatabaseUnavailable(f"{program.flavour} could not make its data folder:\n{said[-3000:]}")
+
+
+def _mariadb_system_tables(program: Program) -> bytes:
+    """What mariadb-install-db feeds to the server. That script cannot start one through another loader."""
+    share = next((path for path in (program.usr / "share/mariadb", program.usr / "share/mysql") if path.is_dir()), None)
+    if share is None:
+        raise MissingTool(f"the system tables of MariaDB are not under {program.usr}")
+    parts = [b"create database if not exists mysql;\nuse mysql;\nSET @auth_root_socket=NULL;\n"]
+    for name in ("system_tables", "performance_tables", "system_tables_data", "sys_schema"):
+        path = next((path for path in (share / f"mariadb_{name}.sql", share / f"mysql_{name}.sql") if path.exists()), None)
+        if path is not None:
+            parts.append(path.read_bytes())
+    return b"\n".join(parts)
+
+
+def find(flavour: Literal["auto", "mysql", "mariadb"]) -> Program:
+    """The program on PATH, else the one in the cache, else a fetched one. Raises MissingTool."""
+    for name in ("mysqld", "mariadbd"):
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/libexec")
+        if path is None:
+            continue
+        program = _described(Path(path).resolve())
+        if program is not None and flavour in ("auto", program.flavour):
+            return program
+    wanted: Flavour = "mariadb" if flavour == "mariadb" else "mysql"
+    try:
+        root = cache.fill(wanted, _fetch_mariadb if wanted == "mariadb" else _fetch_mysql)
+    except MissingTool as error:
+        package = "mariadb-server-core" if wanted == "mariadb" else "mysql-server-core-8.0 (Ubuntu) or MySQL's own packages"
+        raise MissingTool(
+            f"there is no {wanted} server on PATH, and none could be fetched: {error}",
+            hint=f"Install one: apt-get install {package}",
+        ) from error
+    binary = root / ("usr/sbin/mariadbd" if wanted == "mariadb" else "usr/sbin/mysqld")
+    return Program(wanted, _version(apt.through_loader(root, binary)), tuple(apt.through_loader(root, binary)), root / "usr", root)
+
+
+def _described(path: Path) -> Program | None:
+    """The program at ``path``, or None when it is too old for us or does not say what it is."""
+    version = _version([str(path)])
+    usr = path.parent.parent
+    if "mariadb" in version.lower():
+        return Program("mariadb", version, (str(path),), usr)
+    major = re.match(r"\d+", version)
+    return Program("mysql", version, (str(path),), usr) if major and int(major[0]) >= 8 else None
+
+
+def _version(argv: Sequence[str]) -> str:
+    """``mysqld  Ver 8.0.43 for Linux on x86_64`` -> ``8.0.43``."""
+    try:
+        said = subprocess.run([*argv, "--no-defaults", "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except OSError:
+        return ""
+    match = re.search(r"Ver (\S+)", said)
+    return match[1] if match else ""
+
+
+def _fetch_mysql(root: Path) -> str:
+    """Debian carries MySQL in sid only; Ubuntu has one in each release."""
+    suite = "sid" if apt.os_release().get("ID") == "debian" else None
+    return apt.fetch(r"mysql-server-core(-[\d.]+)?", root, suite=suite)
+
+
+def _fetch_mariadb(root: Path) -> str:
+    return apt.fetch(r"mariadb-server-core(-[\d.]+)?", root)
