@@ -2,30 +2,28 @@
 
 Environment names are ``CDC_`` + section + ``__`` + setting, e.g. ``CDC_KAFKA__BOOTSTRAP_SERVERS``; sections may also
 be given whole as JSON. ``load`` reads all three, validates at once and, where a value is wrong, names the setting, the
-value it must have and the source it came from. Secrets never leave through ``repr``, logs or ``masked``.
+value it must have and the source it came from. Secrets never leave through ``repr``, error texts or ``masked``.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError, TomlConfigSettingsSource
+from pydantic_settings import EnvSettingsSource, SettingsError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from cdc_relay.errors import ConfigurationError
+from cdc_relay.masking import is_secret, mask, mask_text
 
 ENV_PREFIX = "CDC_"
 CONFIG_VARIABLE = "CDC_CONFIG"
-
-_SECRET_PROPERTY = re.compile(r"password|secret|private|\.key\.pem|jaas|oauthbearer\.config|token", re.IGNORECASE)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 365)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -33,6 +31,11 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # Behind repr, str, rich and pytest's assertion texts alike.
+        for name, value in super().__repr_args__():
+            yield name, mask(value)
 
 
 class DatabaseSettings(_Section):
@@ -51,7 +54,7 @@ class DatabaseSettings(_Section):
             raise ValueError("is required, e.g. mysql://user:password@host:3306/database")
         try:
             url = make_url(value)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter for a port that is no number; it may quote the password
             raise ValueError("must be a URL like mysql://user:password@host:3306/database") from None
         if url.get_backend_name() not in ("mysql", "mariadb"):
             raise ValueError(f"must begin with mysql:// or mariadb://, not {url.drivername}://")
@@ -201,24 +204,15 @@ class Settings(_Section):
 
     def masked(self) -> dict[str, Any]:
         """The settings as plain values with every secret replaced by ``***``: for logs and ``--print``."""
-        plain: dict[str, Any] = json.loads(self.model_dump_json())
-        plain["database"]["url"] = self.database.parsed.render_as_string(hide_password=True)
-        plain["kafka"]["properties"] = mask_properties(self.kafka.properties)
+        plain: dict[str, Any] = mask(self.model_dump(mode="json"))
         return plain
 
-    def __repr__(self) -> str:
-        return f"Settings({self.masked()})"
 
-    __str__ = __repr__
+class _Layer(NamedTuple):
+    """What one source says."""
 
-
-def mask_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """librdkafka properties with passwords and keys replaced by ``***``."""
-    return {name: "***" if _SECRET_PROPERTY.search(name) else value for name, value in properties.items()}
-
-
-class _Sources(BaseSettings):
-    """Gives pydantic-settings the shape of ``Settings``; only its readers of environment and TOML are used."""
+    source: str
+    values: Mapping[str, Any]
 
 
 def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, environ: Mapping[str, str]) -> Settings:
@@ -230,55 +224,70 @@ def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, 
     path = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     layers = [
-        (f"file {path}", _from_toml(path) if path else {}),
-        ("environment", _from_environment(environ)),
-        ("flag", _nested(given)),
+        *([_Layer(f"file {path}", _from_toml(path))] if path else []),
+        *_from_environment(environ),
+        *(_Layer(f"flag for {name}", _nested(name, value)) for name, value in given.items()),
     ]
     merged: dict[str, Any] = {"database": {}, "kafka": {}}
-    for _, layer in layers:
-        merged = _merge(merged, layer)
+    for layer in layers:
+        merged = _merge(merged, layer.values)
     try:
         return Settings.model_validate(merged)
     except ValidationError as invalid:
-        lines = [_explain(problem, layers, environ) for problem in invalid.errors()]
-        raise ConfigurationError("; ".join(lines)) from None  # the cause would quote secrets
+        # A value of several possible types is wrong once for each of them: one line a setting is enough.
+        lines = dict(reversed([_explain(problem, layers, environ) for problem in invalid.errors()]))
+        raise ConfigurationError("; ".join(reversed(lines.values()))) from None  # the cause would quote secrets
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigurationError(f"the configuration file {path} does not exist")
     try:
-        return dict(TomlConfigSettingsSource(_Sources, path)())
-    except ValueError as error:  # tomllib.TOMLDecodeError
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"the configuration file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or tomllib.TOMLDecodeError
         raise ConfigurationError(f"the configuration file {path} is not TOML: {error}") from error
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _from_environment(environ: Mapping[str, str]) -> list[_Layer]:
+    """One layer a variable, so that whatever is wrong with it can name it; a section before the settings in it."""
+    layers = []
+    for name in sorted(environ):
+        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
+        if not name.upper().startswith(ENV_PREFIX) or not environ[name]:
+            continue
+        if section.lower() in Settings.model_fields:
+            layers.append(_Layer(name, _from_variable(name, environ[name])))
+        elif nested:  # other programs may have CDC_… variables too, but hardly with two underscores
+            raise ConfigurationError(
+                f"{name} is set, but there is no section {section.lower()}",
+                hint=f"The sections are {', '.join(n for n in Settings.model_fields if n != 'name')}",
+            )
+    return layers
+
+
+def _from_variable(name: str, value: str) -> dict[str, Any]:
     source = EnvSettingsSource(
         Settings,  # type: ignore[arg-type]  # any pydantic model has the fields that it reads
         case_sensitive=False,
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
-        env_ignore_empty=True,
     )
-    source.env_vars = {name.lower(): value for name, value in environ.items() if value != ""}
+    source.env_vars = {name.lower(): value}
     try:
         return source()
     except SettingsError as error:
-        field = re.search(r'field "(\w+)"', str(error))
-        where = f"{ENV_PREFIX}{field.group(1).upper()}…" if field else "the environment"
-        raise ConfigurationError(f"a variable {where} must hold JSON: {error.__cause__ or error}") from error
+        raise ConfigurationError(
+            f"{name} must hold JSON: {error.__cause__ or error}",
+            hint='A list is written ["a", "b"], several settings {"name": "value"}',
+        ) from None  # the cause holds the value, which may be a secret
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for dotted, value in flat.items():
-        *sections, name = dotted.split(".")
-        at = nested
-        for section in sections:
-            at = at.setdefault(section, {})
-        at[name] = value
-    return nested
+def _nested(dotted: str, value: Any) -> dict[str, Any]:
+    for name in reversed(dotted.split(".")):
+        value = {name: value}
+    return dict(value)
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,33 +300,43 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(problem: Any, layers: list[tuple[str, dict[str, Any]]], environ: Mapping[str, str]) -> str:
-    path = [str(part) for part in problem["loc"]]
+def _explain(problem: Any, layers: list[_Layer], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The setting that is wrong, and a line on what is wrong with it."""
+    found = next((given for layer in reversed(layers) if (given := _given(layer, problem["loc"]))), None)
+    path = found[0] if found else [str(part) for part in problem["loc"]]
     setting = ".".join(path)
-    variable = ENV_PREFIX + "__".join(path).upper()
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    if len(problem["loc"]) > len(path) and problem["loc"][:2] == ("kafka", "properties"):
+        message = "must be text, a number, true or false"
     if problem["type"] == "extra_forbidden":
-        message = "there is no such setting"
-    source = next((name for name, layer in reversed(layers) if _holds(layer, path)), None)
-    if source is None:
+        return setting, f"{setting}: there is no such setting (from {found[1] if found else 'nowhere'})"
+    if found is None:
+        variable = ENV_PREFIX + "__".join(path).upper()
         lookalike = ENV_PREFIX + "_".join(path).upper()
         hint = f"; {lookalike} is set, did you mean {variable}?" if lookalike in environ else ""
-        return f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
-    shown = _shown(setting, problem.get("input"))
-    return f"{setting}: {message}{shown} (from the {variable if source == 'environment' else source})"
+        return setting, f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
+    return setting, f"{setting}: {message}{_shown(path, problem['input'])} (from {found[1]})"
 
 
-def _holds(layer: Mapping[str, Any], path: list[str]) -> bool:
-    at: Any = layer
-    for part in path:
-        if not isinstance(at, Mapping) or part not in at:
-            return False
+def _given(layer: _Layer, location: tuple[str | int, ...]) -> tuple[list[str], str] | None:
+    """The setting in ``layer`` that ``location`` is in, with the layer's name; None where the layer does not set it.
+
+    A location may go deeper than settings do: into a list, or to one of the types that a value may have.
+    """
+    at: Any = layer.values
+    path: list[str] = []
+    for part in location:
+        if not isinstance(at, Mapping):
+            return path, layer.source
+        if part not in at:
+            return None
         at = at[part]
-    return True
+        path.append(str(part))
+    return path, layer.source
 
 
-def _shown(setting: str, value: Any) -> str:
-    # A URL may hold a password, and so may any property: their values are never quoted.
-    if setting.startswith(("database.url", "kafka.properties")) or isinstance(value, dict):
+def _shown(path: list[str], value: Any) -> str:
+    # A URL may hold a password, and so may any property: they are never quoted, nor is a section that has them.
+    if path[:2] in (["database"], ["database", "url"], ["kafka"], ["kafka", "properties"]) or is_secret(path[-1]):
         return ""
-    return f", not {str(value)[:80]!r}"
+    return "" if isinstance(value, Mapping | BaseModel) else f", not {mask_text(str(value))[:80]!r}"
