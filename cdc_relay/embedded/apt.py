@@ -208,10 +208,11 @@ class PrivateApt:
         return done.stdout
 
 
-def fetch(pattern: str, root: Path, *, suite: str | None = None) -> str:
+def fetch(pattern: str, root: Path, *, suite: str | None = None, without: str = "") -> str:
     """Unpack the newest package whose name matches ``pattern``, with all it needs, under ``root``; its version.
 
-    ``suite`` is a suite of the same archive other than the machine's own, such as ``sid``.
+    ``suite`` is a suite of the same archive other than the machine's own, such as ``sid``. What matches ``without`` is
+    left out, with what only that needed still fetched.
     Raises MissingTool when there is no apt, no usable source, or no such package.
     """
     for tool in ("apt-get", "apt-cache", "dpkg"):
@@ -234,7 +235,7 @@ def fetch(pattern: str, root: Path, *, suite: str | None = None) -> str:
                 failure = MissingTool(f"no package {pattern} in {' '.join(wanted.suites)}")
                 continue
             name = max(found)
-            packages = apt.closure([name])
+            packages = [one for one in apt.closure([name]) if not re.fullmatch(without, one)]
             with step(f"fetching {name} {found[name]} ({len(packages)} packages)"):
                 apt.unpack(packages, root)
         except MissingTool as error:
@@ -246,10 +247,27 @@ def fetch(pattern: str, root: Path, *, suite: str | None = None) -> str:
     raise failure
 
 
+def relink(root: Path) -> None:
+    """Make the absolute symbolic links of unpacked packages relative where their target was unpacked as well."""
+    for folder, folders, files in os.walk(root):
+        for link in (Path(folder) / name for name in (*folders, *files)):
+            if not link.is_symlink() or not (target := os.readlink(link)).startswith("/"):
+                continue
+            inside = root / target.lstrip("/")
+            if os.path.lexists(inside):
+                link.unlink()
+                link.symlink_to(os.path.relpath(inside, link.parent))
+
+
+def library_folders(root: Path) -> list[Path]:
+    """Where unpacked packages keep shared libraries. Releases before 2024 have some under /lib, which only the
+    installed system merges with /usr/lib."""
+    return [found for top in ("usr/lib", "lib") for found in (root / top).glob(f"{platform.machine()}-linux-gnu*")]
+
+
 def through_loader(root: Path, program: Path) -> list[str]:
     """The argv that starts an unpacked program with the C library it was unpacked with, not the machine's older one."""
-    # Releases before 2024 still ship libc6 under /lib, and only the installed system merges the two.
-    libraries = [found for top in ("usr/lib", "lib") for found in (root / top).glob(f"{platform.machine()}-linux-gnu*")]
+    libraries = library_folders(root)
     loaders = [loader for folder in libraries for loader in folder.glob("ld-linux*.so.*")]
     if not loaders:
         raise MissingTool(f"the C library is missing under {root}", hint="Remove that folder; it is fetched again")

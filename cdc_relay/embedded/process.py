@@ -57,7 +57,11 @@ class GuardedProcess:
             # Its own session: Ctrl-C at the terminal must reach the owner, who stops the server in an orderly way.
             start_new_session=True,
         )
-        self.home = Path(self._read_answer()["home"])
+        try:
+            self.home = Path(self._read_answer()["home"])
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What every throwaway server can do, whatever it serves: start, stop, die, hang, come back on the same port and data."""
+"""What every throwaway server can do: start, stop, die, hang, come back on the same port with the same data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class ThrowawayServer(ABC):
     """One server process on 127.0.0.1 with data in a temporary folder that is removed on leaving the context.
 
     It cannot outlive the process that made it, however that ends. ``kill``, ``freeze`` and ``thaw`` act on the server
-    itself. After ``stop`` or ``kill``, ``start`` brings it back on the same port with the same data.
+    itself. After ``stop`` or ``kill``, ``start`` brings it back on the same port with the same data, and with what
+    ``options`` say by then.
     """
 
     #: Used in folder names and messages.
@@ -29,13 +30,15 @@ class ThrowawayServer(ABC):
 
     host = "127.0.0.1"
 
-    def __init__(self, *, port: int | None = None, start_timeout_s: float = 120.0, stop_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, *, port: int | None = None, start_timeout_s: float = 120.0, stop_timeout_s: float = 60.0
+    ) -> None:
         self._wanted_port = port
         self._port: int | None = port
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._process: GuardedProcess | None = None
-        self._prepared = False
+        self._log_start = 0
 
     # -- what a server tells about itself
 
@@ -57,41 +60,39 @@ class ThrowawayServer(ABC):
         """Start it and wait until it serves. Does nothing when it runs.
 
         Raises MissingTool when its program is neither here nor to be had, and DatabaseUnavailable or KafkaUnavailable,
-        with the end of its log, when it does not come up.
+        with the end of its log, when it does not come up. After a first start that failed nothing is left of it.
         """
         if self.is_running:
             return self
+        if self._process is not None:
+            self._start_once(self._process)
+            return self
+        self._process = GuardedProcess(self.name)
         try:
-            if self._process is None:
-                self._process = GuardedProcess(self.name)
-            if not self._prepared:
-                self._prepare(self._process.home)
-                self._prepared = True
-                self._start_first(self._process)
-            else:
-                self._start_once(self._process)
+            self._prepare(self._process.home)
+            self._start_first(self._process)
         except BaseException:
-            if self._port is None or not self.is_running:
-                self.close()
+            self.close()
             raise
         return self
 
     def _start_first(self, process: GuardedProcess) -> None:
         """On a port of our choice, which somebody else may take between our look and the server's bind."""
         for attempts_left in (2, 1, 0):
-            self._port = self._wanted_port or self._choose_ports()
+            self._port = self._choose_port()
             try:
                 self._start_once(process)
                 return
             except self.unavailable:
-                taken = "already in use" in self.log_tail().lower()
+                taken = "already in use" in self._log_of_this_start().lower()
                 if self._wanted_port is not None or not taken or not attempts_left:
                     raise
 
-    def _choose_ports(self) -> int:
-        return free_port()
+    def _choose_port(self) -> int:
+        return self._wanted_port or free_port()
 
     def _start_once(self, process: GuardedProcess) -> None:
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         process.start(self._argv(), env=self._env(), cwd=process.home, log=self.log_path)
         deadline = time.monotonic() + self._start_timeout_s
         while not self._is_ready():
@@ -142,7 +143,7 @@ class ThrowawayServer(ABC):
 
     def close(self) -> None:
         """Kill it and remove its data. Safe to call twice; ``start`` then begins anew, with a new folder."""
-        process, self._process, self._prepared = self._process, None, False
+        process, self._process = self._process, None
         self._port = self._wanted_port
         if process is not None:
             process.close()
@@ -189,6 +190,11 @@ class ThrowawayServer(ABC):
     def log_tail(self, lines: int = 30) -> str:
         """The last lines that the server wrote to its log."""
         return tail(self.log_path, lines)
+
+    def _log_of_this_start(self) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode("utf-8", "replace")
 
     def _guarded(self) -> GuardedProcess:
         if self._process is None:
