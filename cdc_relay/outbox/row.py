@@ -1,4 +1,4 @@
-"""One outbox row in memory."""
+"""One outbox row in memory: what delivery needs of it, and what the consumer does."""
 
 from __future__ import annotations
 
@@ -38,3 +38,30 @@ class OutboxRow(NamedTuple):
     def is_fresh(self) -> bool:
         """Pending and never failed: the tailer's row, if it is not scheduled for later."""
         return self.status == Status.PENDING and self.retry_count == 0
+
+
+class LockedRow(NamedTuple):
+    """What the consumer needs of a row that it holds locked. The payload came with the record."""
+
+    id: int
+    message_key: bytes
+    status: str
+    retry_count: int
+    max_retry: int
+    next_retry_at: datetime | None
+    """Naive, in ``database.timezone``, as are the other times."""
+    published_at: datetime | None
+    created_at: datetime | None
+
+    @property
+    def is_open(self) -> bool:
+        """The business effect is still to come."""
+        return self.status in (Status.PENDING, Status.PUBLISHED)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """A consumer has put the row back since its last delivery: the sweep delivers it anew when it is due.
+
+        A record that arrives for it is a late copy of the delivery that was decided on already.
+        """
+        return self.status == Status.PENDING and self.published_at is not None

@@ -11,19 +11,22 @@ only rows that lack it. So a write-back that comes late never undoes what the co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, text
 
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
-from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.row import LockedRow, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.outbox.table import DEFAULT_MAX_RETRY, DEFAULT_TABLE
 
 #: In the order of OutboxRow.
 _ROW_COLUMNS = "id, biz_type, topic, message_key, payload, status, retry_count, max_retry, next_retry_at, created_at"
+
+#: In the order of LockedRow.
+_LOCKED_COLUMNS = "id, message_key, status, retry_count, max_retry, next_retry_at, published_at, created_at"
 
 PARKED = "parked: waits for an earlier row of the same message_key"
 """How ``last_error`` begins on a row that the consumer put back behind an earlier one."""
@@ -181,11 +184,37 @@ class OutboxStatements:
 
     # --- the consumer writes -----------------------------------------------------------------------------------
 
-    def lock_rows(self, connection: Connection, ids: Sequence[int]) -> dict[int, OutboxRow]:
+    def unsettled(self, connection: Connection) -> Iterator[WaitingRow]:
+        """Every failed or parked row, and every failed row on its way again, in no order: what a consumer must hold
+        back when it is given partitions. Changes nothing.
+
+        A row that failed, was redelivered and is ``published`` now stands in Kafka behind later rows of its key. Costs
+        the server a microsecond or so for each row that is pending or published.
+        """
+        sql = (
+            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' "
+            "AND (retry_count > 0 OR last_error <> '') "
+            f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' AND retry_count > 0"
+        )
+        for row_id, key in connection.execute(text(sql), execution_options={"yield_per": 1000}):
+            yield WaitingRow(int(row_id), _bytes(key))
+
+    def still_open(self, connection: Connection, ids: Iterable[int]) -> dict[int, datetime | None]:
+        """Those of these ids whose effect is still to come, with the time of their next attempt. Changes nothing.
+
+        The time is None for a row that is on its way to the consumer: published, or leased and being sent.
+        """
+        sql = (
+            f"SELECT id, IF(status = 'pending' AND published_at IS NOT NULL, next_retry_at, NULL) FROM {self.table} "
+            "WHERE id IN :ids AND status IN ('pending', 'published')"
+        )
+        return {int(row_id): _wall(at) for row_id, at in connection.execute(_with_ids(sql), {"ids": list(ids)})}
+
+    def lock_rows(self, connection: Connection, ids: Sequence[int]) -> dict[int, LockedRow]:
         """Lock these rows, whatever their status, waiting for whoever holds them; by id. Changes nothing by itself."""
-        sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id FOR UPDATE"
+        sql = f"SELECT {_LOCKED_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id FOR UPDATE"
         found = connection.execute(_with_ids(sql), {"ids": list(ids)})
-        return {row.id: row for row in map(_row, found)}
+        return {row.id: row for row in map(_locked, found)}
 
     def mark_consumed(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
         """pending or published -> consumed, for rows locked in this transaction whose effect stands in it."""
@@ -205,18 +234,18 @@ class OutboxStatements:
         )
         return connection.execute(text(sql), _failure(row_id, attempt, reason, now)).rowcount
 
-    def park(self, connection: Connection, row_id: int, behind: int, at: datetime, now: datetime) -> int:
-        """pending or published -> pending, by the consumer, for a locked row that must wait for row ``behind``.
+    def park(self, connection: Connection, ids: Sequence[int], behind: int, at: datetime, now: datetime) -> int:
+        """pending or published -> pending, by the consumer, for locked rows that must wait for row ``behind``.
 
-        ``retry_count`` stays: the row itself is not at fault.
+        ``retry_count`` stays: the rows themselves are not at fault.
         """
         sql = (
             f"UPDATE {self.table} SET next_retry_at = :at, last_error = :reason, "
             "published_at = COALESCE(published_at, :now), updated_at = :now, status = 'pending' "
-            "WHERE id = :id AND status IN ('pending', 'published')"
+            "WHERE id IN :ids AND status IN ('pending', 'published')"
         )
-        values = {"id": row_id, "at": at, "now": now, "reason": f"{PARKED} (id {behind})"}
-        return connection.execute(text(sql), values).rowcount
+        values = {"ids": list(ids), "at": at, "now": now, "reason": f"{PARKED} (id {behind})"}
+        return connection.execute(_with_ids(sql), values).rowcount
 
 
 def _with_ids(sql: str) -> Any:
@@ -247,6 +276,21 @@ def _row(found: Row[Any]) -> OutboxRow:
         int(retry_count or 0),
         DEFAULT_MAX_RETRY if max_retry is None else int(max_retry),
         _wall(next_retry_at),
+        _wall(created_at),
+    )
+
+
+def _locked(found: Row[Any]) -> LockedRow:
+    values: Sequence[Any] = found
+    row_id, key, status, retry_count, max_retry, next_retry_at, published_at, created_at = values
+    return LockedRow(
+        int(row_id),
+        _bytes(key),
+        _str(status),
+        int(retry_count or 0),
+        DEFAULT_MAX_RETRY if max_retry is None else int(max_retry),
+        _wall(next_retry_at),
+        _wall(published_at),
         _wall(created_at),
     )
 
