@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from cdc_relay.embedded import cache, kafka_files
 from cdc_relay.embedded.java import Java, find_java
@@ -95,7 +99,22 @@ class KafkaBroker(ThrowawayServer):
 
     def _is_ready(self) -> bool:
         """Its port is bound some seconds before it serves; this line follows its registration with the controller."""
-        return STARTED in self._log_of_this_start()
+        if STARTED not in self._log_of_this_start():
+            return False
+        if not (self.data_dir / "__consumer_offsets-0").exists():
+            make_offsets_topic(self.bootstrap_servers)
+        return True
+
+
+def make_offsets_topic(bootstrap_servers: str) -> None:
+    """Ask for any group's offsets, which makes the topic that holds them. The first consumer would do so by joining,
+    would be told that the coordinator is still loading, and would join again three seconds later."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions("embedded-warm-up")], request_timeout=5)
+    try:
+        asked["embedded-warm-up"].result(10)
+    except (KafkaException, FutureTimeout):
+        pass  # a listener that wants credentials, say; then the first consumer waits
 
 
 def warm(java: Java, files: Path) -> Path:
