@@ -1,0 +1,142 @@
+"""The dump connection: mysql-replication connects, logs in and asks for the dump; from there on we read the bytes.
+
+The library is used through these private names, which are why its version is pinned exactly:
+``_BinLogStreamReader__connect_to_stream`` (connect, checksum, heartbeat, registration, COM_BINLOG_DUMP) and
+``_stream_connection`` (the PyMySQL connection); of PyMySQL ``_sock`` (plain or TLS socket).
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pymysql
+from pymysqlreplication import BinLogStreamReader
+
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.config import DatabaseSettings, TailSettings
+from cdc_relay.errors import DatabaseUnavailable, StaleSource
+from cdc_relay.outbox.database import translate
+
+#: Received at a time at most.
+_RECEIVE_BYTES = 256 * 1024
+
+#: What identifies a server, beyond its address: binlog positions mean nothing on another. MariaDB has no server_uuid.
+IDENTITY_SQL = "SELECT @@server_uuid"
+MARIADB_IDENTITY_SQL = "SELECT CONCAT('mariadb-', @@server_id, '-', @@hostname, '-', @@port)"
+_UNKNOWN_VARIABLE = 1193
+
+_CONNECT = "_BinLogStreamReader__connect_to_stream"
+
+#: One identity a process: a server that still has a dead connection of ours drops it when we come back.
+_REPLICA_UUID = str(uuid.uuid4())
+
+
+class DumpConnection:
+    """An open dump from ``start`` on. Raises DatabaseUnavailable or StaleSource."""
+
+    def __init__(
+        self,
+        database: DatabaseSettings,
+        tail: TailSettings,
+        server_id: int,
+        start: BinlogPosition,
+        expected_server: str | None,
+    ) -> None:
+        self._silence_s = tail.read_timeout_s
+        self._reader = BinLogStreamReader(
+            _connect_arguments(database, tail),
+            server_id=server_id,
+            blocking=True,
+            resume_stream=True,
+            log_file=start.file,
+            log_pos=start.offset,
+            slave_heartbeat=tail.heartbeat_s,
+            slave_uuid=_REPLICA_UUID,
+            enable_logging=False,
+            pymysql_wrapper=_checked_connect(expected_server),
+        )
+        try:
+            getattr(self._reader, _CONNECT)()
+        except (pymysql.err.Error, OSError) as error:
+            self.close()
+            raise translate(error) from error
+        self._socket: socket.socket = self._reader._stream_connection._sock
+
+    def receive(self) -> bytes:
+        """The next bytes, as many as there are. Waits, as long as the server's heartbeats come in time."""
+        try:
+            received = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError as error:
+            raise DatabaseUnavailable(
+                f"the binlog connection was silent for {self._silence_s:g} s although heartbeats are due"
+            ) from error
+        except OSError as error:
+            raise DatabaseUnavailable(f"the binlog connection broke: {error}") from error
+        if not received:
+            raise DatabaseUnavailable("the server closed the binlog connection")
+        return received
+
+    def close(self) -> None:
+        """Close it, whatever state it is in; also wakes a ``receive`` of another thread."""
+        connection = getattr(self._reader, "_stream_connection", None)
+        if connection is None:
+            return
+        sock = getattr(connection, "_sock", None)
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is closed already, or was never connected
+        # Not close(): that would send COM_QUIT into a stream that the server is writing, and may wait.
+        connection._force_close()
+
+
+def identity(execute: Callable[[str], Any]) -> str:
+    """The identity of the server that ``execute`` asks; it runs a query and returns the single value."""
+    try:
+        return str(execute(IDENTITY_SQL))
+    except pymysql.err.Error as error:
+        if error.args and error.args[0] == _UNKNOWN_VARIABLE:
+            return str(execute(MARIADB_IDENTITY_SQL))
+        raise
+
+
+def _connect_arguments(database: DatabaseSettings, tail: TailSettings) -> dict[str, Any]:
+    url = database.parsed
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    return dict(arguments) | {
+        "charset": "utf8mb4",
+        "connect_timeout": max(1, int(database.connect_timeout_s)),
+        "read_timeout": tail.read_timeout_s,
+        "write_timeout": tail.read_timeout_s,
+        # Says that we understand checksums whatever the server writes now: older files may be written otherwise.
+        "init_command": "SET @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'",
+    }
+
+
+def _checked_connect(expected_server: str | None) -> Callable[..., Any]:
+    """PyMySQL's connect, followed by a look at who answers: an address may lead to another server by now."""
+
+    def connect(**arguments: Any) -> Any:
+        connection = pymysql.connect(**arguments)
+        if expected_server is None:
+            return connection
+
+        def execute(sql: str) -> Any:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return (cursor.fetchone() or (None,))[0]
+
+        found = identity(execute)
+        if found != expected_server:
+            connection.close()
+            raise StaleSource(
+                f"the address now leads to server {found}, the position is of server {expected_server}",
+                reason="other_server",
+            )
+        return connection
+
+    return connect

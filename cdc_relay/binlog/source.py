@@ -1,0 +1,110 @@
+"""The binlog as a source of outbox rows: ``read()`` gives the next batches of whole transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from cdc_relay.binlog.events import parse_event
+from cdc_relay.binlog.packets import PacketSplitter, Payload
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.binlog.transactions import TransactionAssembler, TransactionBatch
+from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
+
+_OK = 0x00
+_EOF = 0xFE
+_ERR = 0xFF
+
+#: ER_MASTER_FATAL_ERROR_READING_BINLOG (MySQL and MariaDB) and MariaDB's ER_SLAVE_SAME_ID.
+_FATAL_READING = 1236
+_SAME_ID = 4052
+
+
+class ByteStream(Protocol):
+    """An open dump connection."""
+
+    def receive(self) -> bytes:
+        """The next bytes; waits for them."""
+
+    def close(self) -> None:
+        """Give the connection up."""
+
+
+class BinlogSource:
+    """One reader of one dump connection; after any error it is closed and a new one made."""
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        start: BinlogPosition,
+        tables: OutboxTables,
+        *,
+        on_unsupported: Callable[[str], None],
+        file_created_at: int | None = None,
+    ) -> None:
+        """Read from ``start``. ``file_created_at`` is when its file was begun, if that is known: another time means
+        another file of the same name (RESET BINARY LOGS), and StaleSource is raised."""
+        self._stream = stream
+        self._splitter = PacketSplitter()
+        tables.forget_ids()
+        self._assembler = TransactionAssembler(start, tables, on_unsupported)
+        self._start = start
+        self._expected_created_at = file_created_at
+
+    @property
+    def file_created_at(self) -> int:
+        """When the file that is being read was begun, in seconds since 1970; 0 before the first events."""
+        return self._assembler.file_created_at
+
+    def read(self) -> list[TransactionBatch]:
+        """What the next bytes complete; may be empty. Waits for bytes at most as long as heartbeats take.
+
+        Raises DatabaseUnavailable, StaleSource or DatabaseError; the source is of no use after that.
+        """
+        for payload in self._splitter.feed(self._stream.receive()):
+            status = payload.data[payload.start]
+            if status == _OK:
+                try:
+                    self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
+                except (ValueError, IndexError) as error:
+                    raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
+                self._check_file()
+            elif status == _ERR:
+                raise _error(payload)
+            elif status == _EOF:
+                raise DatabaseUnavailable("the server ended the binlog stream")
+        return self._assembler.take()
+
+    def close(self) -> None:
+        """Give the connection up; wakes a ``read`` of another thread."""
+        self._stream.close()
+
+    def _check_file(self) -> None:
+        expected, found = self._expected_created_at, self._assembler.file_created_at
+        if expected and found:
+            self._expected_created_at = None
+            if found != expected:
+                raise StaleSource(
+                    f"{self._start.file} is another file than the one that was read: it was begun at {found}, not at "
+                    f"{expected} (seconds since 1970); the binary logs were reset",
+                    reason="reset",
+                )
+
+
+def _error(payload: Payload) -> DatabaseError:
+    data, start, end = payload
+    code = int.from_bytes(data[start + 1 : start + 3], "little")
+    message = data[start + 3 : end]
+    if message[:1] == b"#":  # SQL state, six bytes with its mark
+        message = message[6:]
+    text = message.decode("utf-8", "replace")
+    if code == _SAME_ID or (code == _FATAL_READING and "same server_" in text):
+        return DatabaseUnavailable(
+            f"another client reads the binlog with our server id: {text}",
+            hint="give each relay and replica its own tail.server_id, or leave it unset for a random one",
+        )
+    if code == _FATAL_READING:
+        reason = "purged" if "find first log file" in text or "purged" in text else "position"
+        return StaleSource(f"the server cannot send the binlog from here: {text}", reason=reason)
+    return DatabaseUnavailable(f"the server ended the binlog stream with error {code}: {text}")

@@ -1,0 +1,133 @@
+"""Which row events are the outbox table's, and the decoder for each.
+
+Table ids are numbers in the server's memory that it gives out anew, so an id is trusted only from its TABLE_MAP to the
+next rotation, and the TABLE_MAP of another table takes it away. What was learned of a table's shape is kept by the
+bytes of the map itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cdc_relay.binlog.events import Event, EventType
+from cdc_relay.binlog.packed import packed
+from cdc_relay.binlog.payload import mariadb_inflate
+from cdc_relay.binlog.rows import DescribedColumn, RowDecoder, RowsUndecodable, described_matches, make_decoder
+from cdc_relay.binlog.table_map import TableMap, parse_table_map, table_name
+from cdc_relay.outbox.row import OutboxRow
+
+DescribeTable = Callable[[], list[DescribedColumn]]
+"""The outbox table's columns by ordinal as INFORMATION_SCHEMA has them now."""
+
+#: TABLE_MAP and row events begin with the table id (6 bytes) and flags (2 bytes).
+_ROWS_FIXED = 8
+_TABLE_ID = 6
+
+_WITH_EXTRA_DATA = frozenset(
+    {
+        EventType.WRITE_ROWS,
+        EventType.MARIADB_WRITE_ROWS_COMPRESSED,
+    }
+)
+
+
+@dataclass(slots=True)
+class _Shape:
+    """What is known of the outbox table as one TABLE_MAP shows it."""
+
+    table: TableMap
+    names: tuple[str, ...]
+    charsets: tuple[str | None, ...]
+    decoders: dict[bytes, RowDecoder] = field(default_factory=dict)
+    """By the bitmap of the columns present."""
+
+
+class OutboxTables:
+    """The outbox table among the tables of the stream."""
+
+    def __init__(self, schema: str, table: str, describe: DescribeTable) -> None:
+        self._wanted = (schema.encode(), table.encode())
+        self._describe = describe
+        self._by_id: dict[bytes, _Shape | None] = {}
+        self._by_map: dict[bytes, _Shape | None] = {}
+
+    def forget_ids(self) -> None:
+        """A new binlog file: ids may mean other tables from here on."""
+        self._by_id.clear()
+
+    def forget_names(self) -> None:
+        """The table was altered: what INFORMATION_SCHEMA said of it holds no longer."""
+        self._by_map.clear()
+
+    def is_mentioned(self, statement: bytes) -> bool:
+        """Whether a statement's text has the table's name in it; no parser, so it may also be a mere word."""
+        return self._wanted[1].lower() in statement.lower()
+
+    def is_outbox(self, event: Event) -> bool:
+        """Whether a row event is of the outbox table."""
+        return event.data[event.body : event.body + _TABLE_ID] in self._by_id
+
+    def map_table(self, event: Event, checksum_size: int) -> str | None:
+        """Take a TABLE_MAP. The result names what could not be understood, if it is the outbox table's."""
+        table_id = event.data[event.body : event.body + _TABLE_ID]
+        body = event.data[event.body + _ROWS_FIXED : event.end - checksum_size]
+        if body in self._by_map:
+            shape = self._by_map[body]
+        elif table_name(body) != self._wanted:
+            self._by_id.pop(table_id, None)
+            return None
+        else:
+            shape = self._by_map[body] = self._learn(body)
+        self._by_id[table_id] = shape
+        return None if shape else "table_map"
+
+    def decoder(
+        self, event: Event, checksum_size: int, *, compressed: bool
+    ) -> Callable[[], tuple[list[OutboxRow], bool]] | None:
+        """For a WRITE_ROWS event of the outbox: a call that gives ``(rows, complete)``; None for other tables.
+
+        The call raises ValueError or IndexError for rows that cannot be decoded.
+        """
+        data, at = event.data, event.body
+        table_id = data[at : at + _TABLE_ID]
+        if table_id not in self._by_id:
+            return None
+        shape = self._by_id[table_id]
+
+        def decode() -> tuple[list[OutboxRow], bool]:
+            if shape is None:
+                raise RowsUndecodable("its TABLE_MAP was not understood")
+            start = at + _ROWS_FIXED
+            if event.type in _WITH_EXTRA_DATA:
+                start += int.from_bytes(data[start : start + 2], "little")
+            width, start = packed(data, start)
+            present_end = start + (width + 7) // 8
+            present = data[start:present_end]
+            known = shape.decoders.get(present)
+            if known is None:
+                known = make_decoder(shape.table, shape.names, shape.charsets, present)
+                shape.decoders[present] = known
+            end = event.end - checksum_size
+            if compressed:
+                inflated = mariadb_inflate(data[present_end:end])
+                return known.decode(inflated, 0, len(inflated)), known.complete
+            return known.decode(data, present_end, end), known.complete
+
+        return decode
+
+    def _learn(self, body: bytes) -> _Shape | None:
+        try:
+            table = parse_table_map(body)
+        except (ValueError, IndexError):
+            return None
+        charsets = tuple(column.charset for column in table.columns)
+        if table.names is not None and any(charsets):
+            return _Shape(table, table.names, charsets)
+        # binlog_row_metadata=MINIMAL: names, and on some servers character sets, must come from the server.
+        described = self._describe()
+        if not described_matches(table, described):
+            return None
+        names = table.names or tuple(column.name for column in described)
+        known = tuple(mapped or column.charset for mapped, column in zip(charsets, described, strict=True))
+        return _Shape(table, names, known)

@@ -1,0 +1,363 @@
+"""From single binlog events to the outbox rows of whole transactions.
+
+``TransactionAssembler`` is a state machine without I/O. It is fed every event in order and collects rows until their
+transaction's end; only then do they leave, together with the position at which reading may resume.
+
+* Rows of a transaction that ends in ROLLBACK are dropped; rows of an XA transaction leave at its XA COMMIT.
+* Rows that the events alone do not settle leave as *doubtful*: whoever gets them reads them from the table by id.
+  That is so for images with absent columns, for rows changed again in their own transaction, for pieces of a
+  transaction too large to hold, and after ROLLBACK TO SAVEPOINT.
+* What is not understood is reported to ``on_unsupported`` and left to the sweep. Nothing is skipped silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cdc_relay.binlog.events import (
+    CHECKSUM_CRC32,
+    CHECKSUM_SIZE,
+    Event,
+    EventType,
+    has_checksum,
+    is_mariadb_standalone,
+    parse_checksum_algorithm,
+    parse_commit_time,
+    parse_query,
+    parse_rotate,
+    type_name,
+)
+from cdc_relay.binlog.payload import mariadb_inflate, transaction_payload
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.outbox.row import OutboxRow
+
+#: A transaction's rows are held until its end up to so many bytes of row events; beyond, they leave in pieces.
+PIECE_BYTES = 8 * 2**20
+
+#: Prepared XA transactions are remembered by their ids, up to so many ids in all; the sweep has the rest.
+_REMEMBERED_XA_ROWS = 100_000
+
+_T = EventType
+_WRITES = frozenset({_T.WRITE_ROWS, _T.WRITE_ROWS_V1})
+_WRITES_COMPRESSED = frozenset({_T.MARIADB_WRITE_ROWS_COMPRESSED, _T.MARIADB_WRITE_ROWS_COMPRESSED_V1})
+_CHANGES = frozenset(
+    {
+        _T.UPDATE_ROWS,
+        _T.UPDATE_ROWS_V1,
+        _T.DELETE_ROWS,
+        _T.DELETE_ROWS_V1,
+        _T.PARTIAL_UPDATE_ROWS,
+        _T.MARIADB_UPDATE_ROWS_COMPRESSED,
+        _T.MARIADB_UPDATE_ROWS_COMPRESSED_V1,
+        _T.MARIADB_DELETE_ROWS_COMPRESSED,
+        _T.MARIADB_DELETE_ROWS_COMPRESSED_V1,
+    }
+)
+_NOTHING_FOR_US = frozenset(
+    {
+        _T.STOP,
+        _T.INTVAR,
+        _T.RAND,
+        _T.USER_VAR,
+        _T.IGNORABLE,
+        _T.ROWS_QUERY,
+        _T.PREVIOUS_GTIDS,
+        _T.TRANSACTION_CONTEXT,
+        _T.VIEW_CHANGE,
+        _T.MARIADB_ANNOTATE_ROWS,
+        _T.MARIADB_BINLOG_CHECKPOINT,
+        _T.MARIADB_GTID_LIST,
+        _T.MARIADB_START_ENCRYPTION,
+        _T.HEARTBEAT,
+        _T.HEARTBEAT_V2,
+    }
+)
+
+
+@dataclass(slots=True)
+class TransactionBatch:
+    """Rows of one or more whole transactions, in commit order, or one piece of a large one."""
+
+    rows: list[OutboxRow]
+    end: BinlogPosition | None
+    """Where reading may resume once these rows have left the watermark; None inside a transaction."""
+    committed_at: float = 0.0
+    """Seconds since 1970, by the server's clock, of the last commit in the batch; 0 when unknown."""
+    doubtful: bool = False
+    """The rows must be read from the table by their ids; here only ``id`` is certain."""
+    wake_sweep: bool = False
+    """Something in here can only be delivered by the sweep."""
+    size: int = 0
+    """Bytes of the row events."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """The transaction that is being read."""
+
+    begun: bool = False
+    """Whether more than its GTID was seen: statements may stand in it without ending it."""
+    rows: list[OutboxRow] = field(default_factory=list)
+    size: int = 0
+    doubtful: bool = False
+    xid: bytes | None = None
+    """Of an XA transaction, as the statements quote it."""
+
+
+class TransactionAssembler:
+    """Feed it events, take batches. One reader has one assembler; a new reader begins with a new one."""
+
+    def __init__(self, start: BinlogPosition, tables: OutboxTables, on_unsupported: Callable[[str], None]) -> None:
+        self._tables = tables
+        self._on_unsupported = on_unsupported
+        self._file = start.file
+        self._offset = start.offset
+        self._checksum_size = 0
+        self._open: _Open | None = None
+        self._prepared: dict[bytes, list[int]] = {}
+        self._prepared_rows = 0
+        self._done: list[TransactionBatch] = []
+        self._wake_sweep = False
+        self._commit_time: float | None = None
+        self.file_created_at = 0
+        """Seconds since 1970 at which the current binlog file was begun: tells two files of one name apart."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the last event fed was inside a transaction."""
+        return self._open is not None
+
+    @property
+    def position(self) -> BinlogPosition:
+        """The end of the last event fed."""
+        return BinlogPosition(self._file, self._offset)
+
+    def take(self) -> list[TransactionBatch]:
+        """What is finished, in order; neighbours that can travel together are joined."""
+        done, self._done = self._done, []
+        return done
+
+    def feed(self, event: Event) -> None:
+        """Take one event of the stream. Raises ValueError when the event's frame is damaged."""
+        kind = event.type
+        if kind == _T.ROTATE:
+            self._rotate(event)
+            return
+        if kind == _T.FORMAT_DESCRIPTION:
+            self._format(event)
+            return
+        self._advance(event)
+        if kind == _T.TRANSACTION_PAYLOAD:
+            self._unwrap(event)
+        else:
+            self._take(event, self._checksum_size)
+        if self._open is None and not self._done_at_offset():
+            # Whatever stands outside a transaction ends at a place to resume from: DDL, heartbeats, markers.
+            self._finish([], size=0, doubtful=False, committed_at=0.0)
+
+    # --- the frame of the stream -------------------------------------------------------------------------------
+
+    def _rotate(self, event: Event) -> None:
+        file, offset = parse_rotate(event)
+        # Table ids are numbers in the server's memory: after a restart they may mean other tables.
+        self._tables.forget_ids()
+        if (file, offset) == (self._file, self._offset):
+            return  # the made-up ROTATE at the start of a dump
+        self._file, self._offset = file, offset
+        self._open = None
+        self._finish([], size=0, doubtful=False, committed_at=0.0)
+
+    def _format(self, event: Event) -> None:
+        self._tables.forget_ids()
+        self._open = None  # a server that crashed inside a transaction begins a new file without its end
+        self._checksum_size = CHECKSUM_SIZE if parse_checksum_algorithm(event) == CHECKSUM_CRC32 else 0
+        self.file_created_at = event.timestamp
+        self._advance(event)
+
+    def _advance(self, event: Event) -> None:
+        low = event.end_position
+        if low == 0:
+            return  # made up by the server while sending; not in the file
+        offset = (self._offset & ~0xFFFFFFFF) | low
+        if offset < self._offset:  # past 4 GiB in one file the header's 32 bits begin anew
+            offset += 1 << 32
+        self._offset = offset
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _unwrap(self, event: Event) -> None:
+        try:
+            for inner in transaction_payload(event, self._checksum_size):
+                self._take(inner, 0)
+        except ValueError:
+            self._unsupported("transaction_payload")
+            self._open = None
+
+    def _take(self, event: Event, checksum_size: int) -> None:
+        kind = event.type
+        if kind in _WRITES or kind in _WRITES_COMPRESSED:
+            self._write_rows(event, checksum_size)
+        elif kind == _T.TABLE_MAP:
+            self._transaction().begun = True
+            kind_of_trouble = self._tables.map_table(event, checksum_size)
+            if kind_of_trouble:
+                self._unsupported(kind_of_trouble)
+        elif kind == _T.XID:
+            self._commit(event)
+        elif kind == _T.QUERY:
+            self._query(event, parse_query(event, checksum_size))
+        elif kind in (_T.GTID, _T.ANONYMOUS_GTID):
+            self._commit_time = parse_commit_time(event, checksum_size)
+            self._transaction()
+        elif kind == _T.GTID_TAGGED:
+            self._commit_time = None
+            self._transaction()
+        elif kind == _T.MARIADB_GTID:
+            self._commit_time = None
+            self._transaction().begun = not is_mariadb_standalone(event)  # no BEGIN follows it
+        elif kind in _CHANGES:
+            if self._open is not None and self._open.rows and self._tables.is_outbox(event):
+                self._open.doubtful = True  # one of its rows may have been changed or deleted again
+        elif kind == _T.XA_PREPARE:
+            self._xa_prepare(event)
+        elif kind == _T.MARIADB_QUERY_COMPRESSED:
+            self._compressed_query(event, checksum_size)
+        elif kind not in _NOTHING_FOR_US:
+            self._unsupported(type_name(kind))
+
+    def _transaction(self) -> _Open:
+        if self._open is None:
+            self._open = _Open()
+        return self._open
+
+    def _write_rows(self, event: Event, checksum_size: int) -> None:
+        opened = self._transaction()
+        decoder = self._tables.decoder(event, checksum_size, compressed=event.type in _WRITES_COMPRESSED)
+        if decoder is None:
+            return  # another table's
+        try:
+            if checksum_size and not has_checksum(event):
+                raise ValueError("the checksum of the event does not fit its bytes")
+            rows, complete = decoder()
+        except (ValueError, IndexError, OverflowError):
+            self._unsupported("rows")
+            return
+        opened.rows += rows
+        opened.size += event.end - event.start
+        if not complete:
+            opened.doubtful = True
+        if opened.size > PIECE_BYTES and opened.xid is None:
+            # Held no longer. The end is not seen yet, so the table must say whether the rows have come to stay.
+            self._done.append(TransactionBatch(opened.rows, None, doubtful=True, size=opened.size))
+            opened.rows, opened.size = [], 0
+
+    def _commit(self, event: Event) -> None:
+        opened = self._transaction()
+        self._open = None
+        at = self._commit_time if self._commit_time is not None else float(event.timestamp)
+        self._commit_time = None
+        self._finish(opened.rows, opened.size, opened.doubtful, at)
+
+    def _done_at_offset(self) -> bool:
+        end = self._done[-1].end if self._done else None
+        return end is not None and end.offset == self._offset and not self._wake_sweep
+
+    def _finish(self, rows: list[OutboxRow], size: int, doubtful: bool, committed_at: float) -> None:
+        end = BinlogPosition(self._file, self._offset)
+        resumable = end if end.is_resumable else None
+        last = self._done[-1] if self._done else None
+        # Joined, so that many small transactions cost one round through the pipeline.
+        if last is not None and last.end is not None and (not rows or last.doubtful == doubtful or not last.rows):
+            last.rows += rows
+            last.end = resumable or last.end
+            last.doubtful = doubtful if rows else last.doubtful
+            last.committed_at = committed_at or last.committed_at
+            last.wake_sweep |= self._wake_sweep
+            last.size += size
+        else:
+            self._done.append(TransactionBatch(rows, resumable, committed_at, doubtful, self._wake_sweep, size))
+        self._wake_sweep = False
+
+    # --- statements ----------------------------------------------------------------------------------------------
+
+    def _query(self, event: Event, statement: bytes) -> None:
+        verb = statement[:24].lstrip().upper()
+        if verb == b"BEGIN":
+            self._transaction().begun = True
+        elif verb == b"COMMIT":  # how transactions on engines without transactions end
+            self._commit(event)
+        elif verb.startswith(b"ROLLBACK TO"):
+            if self._open is not None and self._open.rows:
+                self._open.doubtful = True
+        elif verb.startswith(b"ROLLBACK"):
+            self._open = None
+        elif verb.startswith(b"SAVEPOINT"):
+            pass
+        elif verb.startswith(b"XA "):
+            self._xa(event, statement)
+        else:
+            self._other_statement(statement)
+
+    def _other_statement(self, statement: bytes) -> None:
+        begun = self._open is not None and self._open.begun
+        if self._tables.is_mentioned(statement):
+            self._tables.forget_names()
+            if begun:  # logged as text: binlog_format is not ROW in that session
+                self._unsupported("statement")
+        if statement.rstrip().upper().endswith(b"START TRANSACTION"):  # CREATE TABLE … SELECT, its rows follow
+            self._transaction().begun = True
+        elif not begun:
+            self._open = None  # DDL and its like are transactions by themselves
+
+    def _compressed_query(self, event: Event, checksum_size: int) -> None:
+        try:
+            self._query(event, mariadb_inflate(parse_query(event, checksum_size)))
+        except ValueError:
+            self._unsupported("mariadb_query_compressed")
+
+    def _unsupported(self, kind: str) -> None:
+        self._wake_sweep = True
+        self._on_unsupported(kind)
+
+    # --- XA --------------------------------------------------------------------------------------------------------
+
+    def _xa(self, event: Event, statement: bytes) -> None:
+        _, verb, *rest = statement.split(None, 2)
+        verb = verb.upper()
+        xid = rest[0].rstrip() if rest else b""
+        if verb in (b"START", b"BEGIN"):
+            opened = self._transaction()
+            opened.begun, opened.xid = True, xid
+        elif verb == b"COMMIT":
+            ids = self._forget_prepared(xid)
+            self._open = None
+            if ids is None:
+                self._wake_sweep = True  # prepared before we began to read: the table knows its rows
+            else:
+                self._finish([_only_id(row_id) for row_id in ids], 0, True, float(event.timestamp))
+        elif verb == b"ROLLBACK":
+            self._forget_prepared(xid)
+            self._open = None
+
+    def _xa_prepare(self, event: Event) -> None:
+        opened = self._transaction()
+        one_phase = event.data[event.body] != 0
+        if one_phase or opened.xid is None:  # XA COMMIT … ONE PHASE is logged so
+            opened.doubtful |= not one_phase
+            self._commit(event)
+            return
+        self._open = None
+        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS:
+            self._prepared[opened.xid] = [row.id for row in opened.rows]
+            self._prepared_rows += len(opened.rows)
+
+    def _forget_prepared(self, xid: bytes) -> list[int] | None:
+        ids = self._prepared.pop(xid, None)
+        self._prepared_rows -= len(ids or ())
+        return ids
+
+
+def _only_id(row_id: int) -> OutboxRow:
+    return OutboxRow(row_id, "", "", b"", b"", "", 0, 0, None, None)

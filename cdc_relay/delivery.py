@@ -1,0 +1,111 @@
+"""Rows on their way to Kafka, and what became of each.
+
+A ``Delivery`` is one batch: the thread that sends adds rows and closes it; Kafka's delivery reports come in on the
+thread that polls. When the last report is in, the whole batch goes to the status writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from threading import Event, Lock
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from cdc_relay.errors import RowError
+from cdc_relay.outbox.envelope import Record
+from cdc_relay.watermark import Ticket
+
+
+class Publisher(Protocol):
+    """Takes records to Kafka in order per partition, at least once."""
+
+    def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
+        """Hand a record over; ``report(error, message)`` is called by ``poll`` when it is acknowledged or refused.
+
+        Waits while the send queue is full. Raises PoisonRow for a record that can never be sent, and ProducerFatal.
+        """
+
+    def outcome(self, error: Any, message: Any) -> tuple[int, RowError | None]:
+        """``(outbox id, reason)`` of a reported error; no reason when the record was given up and not refused."""
+
+    def poll(self, timeout_s: float) -> int:
+        """Call the reports that have come in, waiting for the first up to ``timeout_s``; how many."""
+
+
+_FRESH: Mapping[int, int] = MappingProxyType({})
+
+
+class Delivery:
+    """One batch of rows: sent, refused, held back; complete when every sent row has been reported."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        done: Callable[[Delivery], None],
+        *,
+        path: str,
+        ticket: Ticket | None = None,
+        committed_at: float = 0.0,
+        retry_counts: Mapping[int, int] = _FRESH,
+    ) -> None:
+        """``done`` is called once, on whichever thread completes the batch. ``path`` labels metrics.
+
+        ``retry_counts`` has the counts with which rows were sent, where they are not 0.
+        """
+        self.path = path
+        self.ticket = ticket
+        self.committed_at = committed_at
+        self.retry_counts = retry_counts
+        self.sent: list[int] = []
+        self.failed: dict[int, RowError] = {}
+        self.parked: dict[int, int] = {}
+        """Row id -> the id that it waits for."""
+        self.abandoned = False
+        """Given up before Kafka answered: no status may be written and the watermark must not pass."""
+        self.settled = Event()
+        """Set when the statuses are committed."""
+        self._publisher = publisher
+        self._done = done
+        self._reported = 0
+        self._expected = -1  # not known before close()
+        self._lock = Lock()
+        self._is_done = False
+
+    def send(self, row_id: int, record: Record) -> None:
+        """Publish one row's record; raises as ``Publisher.publish`` does, and then the row does not count as sent."""
+        self._publisher.publish(record, self.report)
+        self.sent.append(row_id)
+
+    def close(self) -> None:
+        """All rows are in."""
+        self._expected = len(self.sent)
+        if self._reported == self._expected:
+            self._complete()
+
+    def report(self, error: Any, message: Any) -> None:
+        """Kafka's answer to one record; on the polling thread."""
+        if error is not None:
+            self._refused(error, message)
+        self._reported += 1
+        if self._reported == self._expected:
+            self._complete()
+
+    @property
+    def published(self) -> list[int]:
+        """Ids that Kafka has acknowledged; valid once complete."""
+        return [row_id for row_id in self.sent if row_id not in self.failed] if self.failed else self.sent
+
+    def _refused(self, error: Any, message: Any) -> None:
+        row_id, reason = self._publisher.outcome(error, message)
+        if reason is None:
+            self.abandoned = True
+        else:
+            self.failed[row_id] = reason
+
+    def _complete(self) -> None:
+        # close() and the last report() may get here at the same time.
+        with self._lock:
+            if self._is_done:
+                return
+            self._is_done = True
+        self._done(self)
