@@ -28,6 +28,8 @@ class OutboxRow(NamedTuple):
     """Naive, in ``database.timezone``."""
     created_at: datetime | None
     """Naive, in ``database.timezone``."""
+    held: bool = False
+    """It has been sent, has failed or was parked before, so it is the sweep's; an insert in the binlog never is."""
 
     @property
     def size(self) -> int:
@@ -36,8 +38,8 @@ class OutboxRow(NamedTuple):
 
     @property
     def is_fresh(self) -> bool:
-        """Pending and never failed: the tailer's row, if it is not scheduled for later."""
-        return self.status == Status.PENDING and self.retry_count == 0
+        """Pending and never tried: the tailer's row, if it is not scheduled for later."""
+        return self.status == Status.PENDING and self.retry_count == 0 and not self.held
 
 
 class LockedRow(NamedTuple):

@@ -22,14 +22,20 @@ from cdc_relay.outbox.row import LockedRow, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.outbox.table import DEFAULT_MAX_RETRY, DEFAULT_TABLE
 
+#: Whether a row has been sent, has failed or was parked before. An empty last_error is none: Go has no NULL text.
+_HELD = "retry_count > 0 OR published_at IS NOT NULL OR COALESCE(last_error, '') <> ''"
+
 #: In the order of OutboxRow.
-_ROW_COLUMNS = "id, biz_type, topic, message_key, payload, status, retry_count, max_retry, next_retry_at, created_at"
+_ROW_COLUMNS = (
+    "id, biz_type, topic, message_key, payload, status, retry_count, max_retry, next_retry_at, created_at, "
+    f"({_HELD}) AS held"
+)
 
 #: In the order of LockedRow.
 _LOCKED_COLUMNS = "id, message_key, status, retry_count, max_retry, next_retry_at, published_at, created_at"
 
 PARKED = "parked: waits for an earlier row of the same message_key"
-"""How ``last_error`` begins on a row that the consumer put back behind an earlier one."""
+"""How ``last_error`` begins on a row that is held back behind an earlier one."""
 
 
 class WaitingRow(NamedTuple):
@@ -39,11 +45,14 @@ class WaitingRow(NamedTuple):
     message_key: bytes
 
 
-class DueRow(NamedTuple):
-    """A row whose time has come, before it is leased."""
+class PendingRow(NamedTuple):
+    """A pending row before it is read: which ones to read together is decided by their sizes."""
 
     id: int
-    retry_count: int
+    held: bool
+    """It has been sent, has failed or was parked before."""
+    size: int
+    """Bytes of its payload."""
 
 
 class OutboxStatements:
@@ -63,27 +72,31 @@ class OutboxStatements:
         sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id LOCK IN SHARE MODE"
         return [_row(found) for found in connection.execute(_with_ids(sql), {"ids": list(ids)})]
 
-    def pending_page(self, connection: Connection, after_id: int, limit: int) -> list[OutboxRow]:
-        """The next ``limit`` rows that are pending, in id order, by keyset. Changes nothing."""
+    def read(self, connection: Connection, ids: Sequence[int]) -> list[OutboxRow]:
+        """The rows with these ids as they are now, whatever their status, in id order. Changes nothing."""
+        sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id"
+        return [_row(found) for found in connection.execute(_with_ids(sql), {"ids": list(ids)})]
+
+    def pending_page(self, connection: Connection, after_id: int, limit: int) -> list[PendingRow]:
+        """The next ``limit`` pending rows in id order, by keyset. Changes nothing."""
         sql = (
-            f"SELECT {_ROW_COLUMNS} FROM {self.table} FORCE INDEX (PRIMARY) "
+            f"SELECT id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size FROM {self.table} FORCE INDEX (PRIMARY) "
             "WHERE id > :after_id AND status = 'pending' ORDER BY id LIMIT :limit"
         )
-        return [_row(found) for found in connection.execute(text(sql), {"after_id": after_id, "limit": limit})]
+        return [_pending(found) for found in connection.execute(text(sql), {"after_id": after_id, "limit": limit})]
 
-    def pending_ids(self, connection: Connection, limit: int) -> list[int]:
-        """The lowest ``limit`` ids of pending rows, in id order: an index scan that touches no row. Changes nothing."""
-        sql = f"SELECT id FROM {self.table} WHERE status = 'pending' ORDER BY id LIMIT :limit"
-        return list(connection.execute(text(sql), {"limit": limit}).scalars())
+    def due(self, connection: Connection, due_bound: datetime, limit: int) -> list[PendingRow]:
+        """The lowest ``limit`` due rows in id order. Changes nothing.
 
-    def due(self, connection: Connection, due_bound: datetime, limit: int) -> list[DueRow]:
-        """The lowest ``limit`` due rows in id order (over the index on status, next_retry_at). Changes nothing."""
+        Their ids come from the index on status and next_retry_at alone; only so many rows are touched as are returned.
+        """
         sql = (
-            f"SELECT id, retry_count FROM {self.table} WHERE status = 'pending' "
+            f"SELECT id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size FROM {self.table} JOIN ("
+            f"SELECT id FROM {self.table} WHERE status = 'pending' "
             "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) ORDER BY id LIMIT :limit"
+            ") AS lowest USING (id) ORDER BY id"
         )
-        found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
-        return [DueRow(int(row.id), int(row.retry_count)) for row in found]
+        return [_pending(found) for found in connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})]
 
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
         """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
@@ -94,13 +107,10 @@ class OutboxStatements:
         found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
         return [WaitingRow(int(row.id), _bytes(row.message_key)) for row in found]
 
-    def held_back(self, connection: Connection, limit: int) -> list[WaitingRow]:
-        """Every failed or parked row, due or not, in id order: what a starting program must park. Changes nothing."""
-        sql = (
-            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' "
-            "AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
-        )
-        return [WaitingRow(int(r.id), _bytes(r.message_key)) for r in connection.execute(text(sql), {"limit": limit})]
+    def held_rows(self, connection: Connection) -> list[WaitingRow]:
+        """Every failed or parked row, due or not: what a starting relay must hold back. Changes nothing."""
+        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD})"
+        return [WaitingRow(int(r.id), _bytes(r.message_key)) for r in connection.execute(text(sql))]
 
     def still_pending(self, connection: Connection, ids: Iterable[int]) -> set[int]:
         """Which of these ids are still pending. Changes nothing."""
@@ -171,6 +181,18 @@ class OutboxStatements:
         )
         values = _failure(row_id, attempt, reason, now) | {"retry_count": retry_count}
         return connection.execute(text(sql), values).rowcount
+
+    def hold_back(self, connection: Connection, ids: Sequence[int], behind: int, now: datetime) -> int:
+        """pending -> pending, by the relay, for rows not sent yet that must wait for row ``behind`` of their key.
+
+        The note in ``last_error`` is what a restart finds them by.
+        """
+        sql = (
+            f"UPDATE {self.table} SET last_error = :reason, updated_at = :now "
+            "WHERE id IN :ids AND status = 'pending' AND retry_count = 0 AND published_at IS NULL"
+        )
+        values = {"ids": list(ids), "reason": f"{PARKED} (id {behind})", "now": now}
+        return connection.execute(_with_ids(sql), values).rowcount
 
     def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
         """dead -> pending, by an operator: these ids (None: all), with a clean slate; the sweep delivers them."""
@@ -265,7 +287,7 @@ def _failure(row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> d
 
 def _row(found: Row[Any]) -> OutboxRow:
     values: Sequence[Any] = found
-    row_id, biz_type, topic, key, payload, status, retry_count, max_retry, next_retry_at, created_at = values
+    row_id, biz_type, topic, key, payload, status, retry_count, max_retry, next_retry_at, created_at, held = values
     return OutboxRow(
         int(row_id),
         _str(biz_type),
@@ -277,7 +299,12 @@ def _row(found: Row[Any]) -> OutboxRow:
         DEFAULT_MAX_RETRY if max_retry is None else int(max_retry),
         _wall(next_retry_at),
         _wall(created_at),
+        bool(held),
     )
+
+
+def _pending(found: Row[Any]) -> PendingRow:
+    return PendingRow(int(found.id), bool(found.held), int(found.size or 0))
 
 
 def _locked(found: Row[Any]) -> LockedRow:
