@@ -95,12 +95,28 @@ class KafkaSettings(_Section):
         ours = {name.replace("_", "."): value for name, value in defaults.items()}
         return ours | {"bootstrap.servers": self.bootstrap_servers} | self.properties
 
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        return dict(_dotted(value)) if isinstance(value, Mapping) else value
+
     @field_validator("bootstrap_servers")
     @classmethod
     def _given(cls, value: str) -> str:
         if not value:
             raise ValueError("is required, e.g. localhost:9092")
         return value
+
+
+def _dotted(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    # sasl.password = "…" without quotes is a table "sasl" to TOML.
+    for name, value in properties.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        elif isinstance(value, str | int | float):  # bool is an int
+            yield prefix + name, value
+        else:
+            raise ValueError(f"{prefix}{name} must be text, a number, true or false")
 
 
 class CheckpointSettings(_Section):
@@ -234,9 +250,8 @@ def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, 
     try:
         return Settings.model_validate(merged)
     except ValidationError as invalid:
-        # A value of several possible types is wrong once for each of them: one line a setting is enough.
-        lines = dict(reversed([_explain(problem, layers, environ) for problem in invalid.errors()]))
-        raise ConfigurationError("; ".join(reversed(lines.values()))) from None  # the cause would quote secrets
+        lines = [_explain(problem, layers, environ) for problem in invalid.errors()]
+        raise ConfigurationError("; ".join(lines)) from None  # the cause would quote secrets
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -275,13 +290,15 @@ def _from_variable(name: str, value: str) -> dict[str, Any]:
         env_nested_delimiter="__",
     )
     source.env_vars = {name.lower(): value}
+    hint = 'A list is written ["a", "b"], several settings {"name": "value"}'
     try:
-        return source()
+        values = source()
     except SettingsError as error:
-        raise ConfigurationError(
-            f"{name} must hold JSON: {error.__cause__ or error}",
-            hint='A list is written ["a", "b"], several settings {"name": "value"}',
-        ) from None  # the cause holds the value, which may be a secret
+        # Without the cause: it holds the value, which may be a secret.
+        raise ConfigurationError(f"{name} must hold JSON: {error.__cause__ or error}", hint=hint) from None
+    if not all(isinstance(value, Mapping) for section, value in values.items() if section != "name"):
+        raise ConfigurationError(f"{name} must hold a JSON object with the settings of the section", hint=hint)
+    return values
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:
@@ -300,28 +317,25 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(problem: Any, layers: list[_Layer], environ: Mapping[str, str]) -> tuple[str, str]:
-    """The setting that is wrong, and a line on what is wrong with it."""
+def _explain(problem: Any, layers: list[_Layer], environ: Mapping[str, str]) -> str:
     found = next((given for layer in reversed(layers) if (given := _given(layer, problem["loc"]))), None)
     path = found[0] if found else [str(part) for part in problem["loc"]]
     setting = ".".join(path)
     message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-    if len(problem["loc"]) > len(path) and problem["loc"][:2] == ("kafka", "properties"):
-        message = "must be text, a number, true or false"
     if problem["type"] == "extra_forbidden":
-        return setting, f"{setting}: there is no such setting (from {found[1] if found else 'nowhere'})"
+        return f"{setting}: there is no such setting (from {found[1] if found else 'nowhere'})"
     if found is None:
         variable = ENV_PREFIX + "__".join(path).upper()
         lookalike = ENV_PREFIX + "_".join(path).upper()
         hint = f"; {lookalike} is set, did you mean {variable}?" if lookalike in environ else ""
-        return setting, f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
-    return setting, f"{setting}: {message}{_shown(path, problem['input'])} (from {found[1]})"
+        return f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
+    return f"{setting}: {message}{_shown(path, problem['input'])} (from {found[1]})"
 
 
 def _given(layer: _Layer, location: tuple[str | int, ...]) -> tuple[list[str], str] | None:
     """The setting in ``layer`` that ``location`` is in, with the layer's name; None where the layer does not set it.
 
-    A location may go deeper than settings do: into a list, or to one of the types that a value may have.
+    A location may go deeper than settings do: into a list.
     """
     at: Any = layer.values
     path: list[str] = []

@@ -13,11 +13,13 @@ MASK = "***"
 
 _SECRET_NAME = re.compile(r"passw|pwd|secret|private|\.key\.pem|jaas|oauthbearer\.config|token", re.IGNORECASE)
 
+# Every repetition is bounded, so that a long text costs time in proportion to its length, whatever it holds.
 # The last @ ends a password, so that one with a raw @ in it is hidden whole; quotes bound the URL where there are any.
-_URL_PASSWORD = re.compile(r"(://[^:/?#\s@]*):(?:[^\s\"'<>]*|[^\s@]*)@")
+_URL_PASSWORD = re.compile(r"(://[^:/?#\s@]{0,128}):(?:[^\s\"'<>]{0,512}|[^\s@]{0,512})@")
 # "(using password: YES)" in MySQL's own words is no secret and tells the operator what is wrong.
 _ASSIGNED = re.compile(
-    r"((?<![\w.-])[\w.-]*(?:passw|pwd|secret)[\w.-]*[\"']?\s*[=:]\s*)(?!(?:YES|NO)\b)(\"[^\"]*\"|'[^']*'|[^\s,;&)}\]]+)",
+    r"((?:passw|pwd|secret)[\w.-]{0,64}[\"']?\s{0,8}[=:]\s{0,8})(?!(?:YES|NO)\b)"
+    r"(\"[^\"]*\"|'[^']*'|[^\s,;&)}\]]+)",
     re.IGNORECASE,
 )
 _PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL)

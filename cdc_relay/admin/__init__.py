@@ -1,1 +1,1 @@
-"""What operators and their monitoring see of a running program: ``server`` (HTTP), ``page`` (HTML), ``metrics``."""
+"""What operators and their monitoring see of a running program: ``server`` (HTTP) and ``page`` (HTML)."""

@@ -17,10 +17,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cdc_relay.admin import server as admin_server
-from cdc_relay.admin.metrics import RelayMetrics, process_registry
 from cdc_relay.admin.server import AdminServer, Health
 from cdc_relay.config import AdminSettings
 from cdc_relay.errors import ConfigurationError
+from cdc_relay.metrics import RelayMetrics, process_registry
 
 WELL = Health(True, {"mysql": "connected"})
 ILL = Health(False, {"mysql": "away for 12 s", "kafka": "connected"})
