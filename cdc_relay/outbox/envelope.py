@@ -19,7 +19,10 @@ from cdc_relay.errors import PoisonRow, RelayError
 from cdc_relay.outbox.clock import rfc3339
 from cdc_relay.outbox.row import OutboxRow
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]
+
+SLOW_NESTING = 500
+"""How deeply a payload may be nested that only the standard library's parser reads; 1,023 for every other one."""
 
 #: Kafka's rule for topic names (org.apache.kafka.common.internals.Topic): these characters, 1 to 249 of them.
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
@@ -50,16 +53,40 @@ def encode(row: OutboxRow, zone: tzinfo) -> Record:
 
 
 def check_json(payload: bytes) -> None:
-    """Raise PoisonRow unless ``payload`` is one JSON value (RFC 8259) in UTF-8."""
+    """Raise PoisonRow unless ``payload`` is one JSON value (RFC 8259) in UTF-8 that ``decode`` can read again."""
     try:
-        orjson.loads(payload)
+        # Within a list, so that it is as deeply nested as in the record: the parser's limit must strike here already.
+        values = orjson.loads(b"[%b]" % payload)
     except orjson.JSONDecodeError:
-        # orjson also refuses what the grammar allows: lone \\ud800 escapes. The slower parser has the last word.
-        try:
-            json.loads(payload.decode(), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise PoisonRow(f"payload is not JSON: {reason}") from error
+        values = None
+    if values is None or len(values) != 1:  # more than one: "1, 2" is a list's inside, and no value
+        _check_slowly(payload)
+
+
+def _check_slowly(payload: bytes) -> None:
+    # orjson also refuses what the grammar allows: lone \\ud800 escapes, numbers too large for it. The slower parser
+    # has the last word. Its own limit on nesting varies with the caller's stack, so a firm one lies well below it.
+    try:
+        parsed = json.loads(payload.decode(), parse_constant=_refuse_constant)
+        too_deep = _is_deeper(parsed, SLOW_NESTING)
+    except RecursionError:
+        too_deep = True
+    except ValueError as error:
+        raise PoisonRow(f"payload is not JSON: {error}") from error
+    if too_deep:
+        raise PoisonRow(f"payload is nested too deeply: more than {SLOW_NESTING} arrays and objects")
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(inner, dict | list) for inner in level)
 
 
 @lru_cache(maxsize=1024)
@@ -98,12 +125,17 @@ def decode(value: bytes | None) -> Envelope:
     outbox_id, biz_type = parsed.get("outbox_id"), parsed.get("biz_type")
     # bool is an int in Python; an id is positive and fits the BIGINT column.
     if not isinstance(outbox_id, int) or isinstance(outbox_id, bool) or not 0 < outbox_id < 2**63:
-        raise MalformedEnvelope(f"outbox_id must be a positive integer, not {outbox_id!r:.80}")
+        raise MalformedEnvelope(f"outbox_id must be a positive integer, not {_shown(outbox_id)}")
     if not isinstance(biz_type, str) or not biz_type:
-        raise MalformedEnvelope(f"biz_type must be a non-empty string, not {biz_type!r:.80}")
+        raise MalformedEnvelope(f"biz_type must be a non-empty string, not {_shown(biz_type)}")
     if "payload" not in parsed:
         raise MalformedEnvelope("payload is missing")
     return Envelope(outbox_id, biz_type, parsed["payload"])
+
+
+def _shown(value: Any) -> str:
+    # Not the repr of a list or object: it recurses, and a deeply nested one would end the program.
+    return type(value).__name__ if isinstance(value, dict | list) else f"{value!r:.80}"
 
 
 def _refuse_constant(name: str) -> None:
