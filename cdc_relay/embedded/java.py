@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import ssl
+import struct
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
-from cryptography.hazmat.primitives.serialization.pkcs12 import PKCS12Certificate, serialize_java_truststore
 
 from cdc_relay.embedded import apt, cache
 from cdc_relay.embedded.progress import step
@@ -59,7 +57,7 @@ def maven() -> tuple[list[str], dict[str, str]]:
         **os.environ,
         **java.env,
         "JAVA_HOME": str(java.program.parent.parent),
-        "MAVEN_OPTS": f"-Djavax.net.ssl.trustStore={root / 'cacerts.p12'} "
+        "MAVEN_OPTS": f"-Djavax.net.ssl.trustStoreType=jks -Djavax.net.ssl.trustStore={root / 'cacerts.jks'} "
         f"-Djavax.net.ssl.trustStorePassword={STORE_PASSWORD} {os.environ.get('MAVEN_OPTS', '')}",
     }
     return ["/bin/sh", str(root / "usr/share/maven/bin/mvn")], env
@@ -95,7 +93,7 @@ def _version(program: Path, env: Mapping[str, str]) -> str:
 
 def _fetched() -> Path:
     try:
-        return cache.fill("java", _fetch)
+        return cache.fill("maven", _fetch)
     except MissingTool as error:
         raise MissingTool(
             f"Kafka needs Java {OLDEST_JAVA} or later and Maven, and they could not be fetched: {error}",
@@ -107,20 +105,35 @@ def _fetch(root: Path) -> str:
     version = apt.fetch("maven", root, without=NOT_LOADED)
     apt.relink(root)
     with step("making Java's list of trusted authorities"):
-        (root / "cacerts.p12").write_bytes(_trust_store(root))
+        (root / "cacerts.jks").write_bytes(java_key_store(_trusted_authorities(root), STORE_PASSWORD))
     return version
 
 
-def _trust_store(root: Path) -> bytes:
-    """What Python trusts, for Java, which has its own list only once its package's installer has run."""
-    found = [x509.load_der_x509_certificate(der) for der in ssl.create_default_context().get_ca_certs(binary_form=True)]
-    if not found:  # not even ca-certificates is installed, but its package was unpacked with Java's
-        pems = sorted((root / "usr/share/ca-certificates/mozilla").glob("*.crt"))
-        found = [x509.load_pem_x509_certificate(pem.read_bytes()) for pem in pems]
-    return serialize_java_truststore(
-        [PKCS12Certificate(one, f"{number}".encode()) for number, one in enumerate(found)],
-        BestAvailableEncryption(STORE_PASSWORD.encode()),
-    )
+def _trusted_authorities(root: Path) -> list[bytes]:
+    """What Python trusts, as DER, for Java, which has its own list only once its package's installer has run."""
+    found = ssl.create_default_context().get_ca_certs(binary_form=True)
+    if found:
+        return found
+    # Not even ca-certificates is installed, but its package was unpacked with Java's.
+    pems = sorted((root / "usr/share/ca-certificates/mozilla").glob("*.crt"))
+    return [ssl.PEM_cert_to_DER_cert(pem.read_text(encoding="ascii")) for pem in pems]
+
+
+def java_key_store(certificates: Sequence[bytes], password: str) -> bytes:
+    """A key store of format JKS with trusted certificates, as in OpenJDK's JavaKeyStore.java.
+
+    Written by hand, because a library that parses each certificate warns of those authorities, trusted all the same,
+    whose serial number is not as it should be.
+    """
+    store = struct.pack(">III", 0xFEEDFEED, 2, len(certificates))
+    for number, der in enumerate(certificates):
+        store += struct.pack(">I", 2) + _utf(f"ca{number}") + struct.pack(">Q", 0) + _utf("X.509")
+        store += struct.pack(">I", len(der)) + der
+    return store + hashlib.sha1(password.encode("utf-16-be") + b"Mighty Aphrodite" + store).digest()
+
+
+def _utf(text: str) -> bytes:
+    return struct.pack(">H", len(text)) + text.encode("ascii")
 
 
 def _fetched_java(root: Path) -> Java:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from cdc_relay.embedded import cache, kafka_files
@@ -107,14 +107,17 @@ class KafkaBroker(ThrowawayServer):
 
 
 def make_offsets_topic(bootstrap_servers: str) -> None:
-    """Ask for any group's offsets, which makes the topic that holds them. The first consumer would do so by joining,
-    would be told that the coordinator is still loading, and would join again three seconds later."""
+    """Ask after any group, which makes the topic that holds groups. The first consumer would do so by joining, would
+    be told that the coordinator is still loading, and would join again three seconds later.
+
+    Not by asking for a group's offsets: librdkafka 2.16 crashes when a coordinator that loads refuses those.
+    """
     admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
-    asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions("embedded-warm-up")], request_timeout=5)
+    asked = admin.describe_consumer_groups(["embedded-warm-up"], request_timeout=5)
     try:
         asked["embedded-warm-up"].result(10)
     except (KafkaException, FutureTimeout):
-        pass  # a listener that wants credentials, say; then the first consumer waits
+        pass  # there is no such group; or a listener wants credentials, and then the first consumer waits
 
 
 def warm(java: Java, files: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -104,7 +105,7 @@ def format_storage(java: Java, root: Path, configuration: Path) -> None:
     argv += ["kafka.tools.StorageTool", "format", "-t", new_id(), "-c", str(configuration)]
     try:
         done = subprocess.run(
-            argv, env=dict(java.env), capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False
+            argv, env={**os.environ, **java.env}, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as expired:
         raise KafkaUnavailable(f"Kafka's storage was not formatted in {TOOL_TIMEOUT_S:g} s") from expired
