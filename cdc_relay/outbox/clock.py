@@ -15,11 +15,13 @@ def to_column(instant: datetime, zone: tzinfo) -> datetime:
 
 
 def from_column(wall: datetime, zone: tzinfo) -> datetime:
-    """The naive wall time of a column as an instant in ``zone``.
+    """The instant, in UTC, of a column's naive wall time.
 
     In the hour that a DST change repeats a wall time names two instants; the earlier one is taken.
     """
-    return wall.replace(tzinfo=zone)
+    # In UTC, since Python finds a time of the repeated hour equal to none of another zone (PEP 495), and subtracts
+    # times of one zone by the wall clock.
+    return wall.replace(tzinfo=zone).astimezone(UTC)
 
 
 def due_bound(instant: datetime, zone: tzinfo) -> datetime:
@@ -50,4 +52,4 @@ def utc_now() -> datetime:
 @lru_cache(maxsize=8192)
 def rfc3339(wall: datetime, zone: tzinfo) -> bytes:
     """A column's wall time as RFC 3339 with offset, for the ``created_at`` header; cached, since rows share times."""
-    return from_column(wall, zone).isoformat().encode()
+    return wall.replace(tzinfo=zone).isoformat().encode()

@@ -43,8 +43,8 @@ def enqueue(
 
     ``payload`` is anything that JSON can say, or ``bytes``/``str`` that already are JSON and are taken as they are.
     ``delay`` schedules the message for later. ``zone`` must equal the relay's ``database.timezone``.
-    Raises ValueError for values that could never be delivered, so that the mistake shows where it is made, and
-    PoisonRow for a payload that is not JSON.
+    Raises ValueError for values that could never be delivered, so that the mistake shows where it is made, TypeError
+    for a payload that JSON cannot say, and PoisonRow for ``bytes`` or ``str`` that are not JSON.
     """
     for name, value in (("biz_type", biz_type), ("topic", topic), ("message_key", message_key)):
         if len(value) > _LIMITS[name]:
@@ -55,8 +55,10 @@ def enqueue(
         raise ValueError(f"topic {topic!r} is no legal Kafka topic: 1 to 249 of a-z A-Z 0-9 . _ -")
     if max_retry < 1:
         raise ValueError(f"max_retry is {max_retry}; it must be 1 or more")
-    body = _json(payload)
     instant = now or utc_now()
+    if instant.tzinfo is None:
+        raise ValueError(f"now has no zone ({instant}); use datetime.now(UTC)")
+    body = _json(payload)
     created = to_column(instant, zone)
     # A Session has .connection(), which is the connection of its transaction; a Connection is one already.
     connection = session if isinstance(session, Connection) else session.connection()
