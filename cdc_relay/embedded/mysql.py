@@ -20,6 +20,8 @@ from cdc_relay.errors import DatabaseUnavailable, MissingTool
 
 Flavour = Literal["mysql", "mariadb"]
 
+#: Where packages put servers, and which PATH lacks for those who are not root.
+SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/usr/libexec"
 #: Seconds that making the system tables may take.
 INITIALIZE_TIMEOUT_S = 120.0
 
@@ -248,7 +250,7 @@ def _mariadb_system_tables(program: Program) -> bytes:
 def find(flavour: Literal["auto", "mysql", "mariadb"]) -> Program:
     """The program on PATH, else the one in the cache, else a fetched one. Raises MissingTool."""
     for name in ("mysqld", "mariadbd"):
-        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/usr/libexec")
+        path = shutil.which(name) or shutil.which(name, path=SYSTEM_FOLDERS)
         if path is None:
             continue
         program = _described(Path(path).resolve())

@@ -157,6 +157,17 @@ def free_port() -> int:
     raise ProcessError("no free TCP port on 127.0.0.1 after 100 attempts")
 
 
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of 127.0.0.1. Connections that are still closing do not hinder it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def _lowest_ephemeral_port() -> int:
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cdc_relay.embedded.process import POLL_S, GuardedProcess, free_port, tail
+from cdc_relay.embedded.process import POLL_S, GuardedProcess, free_port, port_is_free, tail
 from cdc_relay.errors import RelayError
 
 
@@ -67,10 +67,11 @@ class ThrowawayServer(ABC):
         if self._process is not None:
             self._start_once(self._process)
             return self
-        self._process = GuardedProcess(self.name)
+        # A name of its own, because another thread may close this one while it starts.
+        process = self._process = GuardedProcess(self.name)
         try:
-            self._prepare(self._process.home)
-            self._start_first(self._process)
+            self._prepare(process.home)
+            self._start_first(process)
         except BaseException:
             self.close()
             raise
@@ -83,8 +84,8 @@ class ThrowawayServer(ABC):
             try:
                 self._start_once(process)
                 return
-            except self.unavailable:
-                taken = "already in use" in self._log_of_this_start().lower()
+            except self.unavailable as error:
+                taken = "already in use" in str(error).lower()
                 if self._wanted_port is not None or not taken or not attempts_left:
                     raise
 
@@ -92,6 +93,12 @@ class ThrowawayServer(ABC):
         return self._wanted_port or free_port()
 
     def _start_once(self, process: GuardedProcess) -> None:
+        if not port_is_free(self.port):
+            # Looked at before, because whoever has it might answer like the server that we wait for.
+            raise self.unavailable(
+                f"{self.name} cannot have port {self.port}, it is already in use",
+                hint="End what listens there, or give another port or none",
+            )
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         process.start(self._argv(), env=self._env(), cwd=process.home, log=self.log_path)
         deadline = time.monotonic() + self._start_timeout_s
