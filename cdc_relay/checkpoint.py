@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,19 +105,28 @@ class FileCheckpointStore:
 
 
 class Checkpointer:
-    """Saves the watermark every ``interval_s`` and when told to; one thread uses it."""
+    """Saves the watermark every ``interval_s`` and when forced; one thread at a time uses it."""
 
-    def __init__(self, store: CheckpointStore, interval_s: float) -> None:
+    def __init__(self, store: CheckpointStore, interval_s: float, guard: Callable[[], None]) -> None:
+        """``guard`` is called before every save and raises when this relay is the active one no longer."""
         self._store = store
         self._interval_s = interval_s
+        self._guard = guard
         self._due_at = 0.0
+        self.last: Checkpoint | None = None
+        """The last one that was to be saved, whether the store could take it or not."""
 
-    def save_if_due(self, checkpoint: Checkpoint) -> bool:
-        """Save when the last save is an interval ago, moved or not: the file's age shows that the relay lives."""
-        if checkpoint.written_at < self._due_at:
+    def save(self, checkpoint: Checkpoint, *, force: bool) -> bool:
+        """Save when ``force`` or when the last save is an interval ago; whether it was done.
+
+        Moved or not: the file's age shows that the relay lives. Raises CheckpointError, and what ``guard`` raises.
+        """
+        if not force and checkpoint.written_at < self._due_at:
             return False
         # The next try is an interval away also when this one fails.
         self._due_at = checkpoint.written_at + self._interval_s
+        self._guard()
+        self.last = checkpoint
         self._store.save(checkpoint)
         return True
 

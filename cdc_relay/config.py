@@ -183,6 +183,9 @@ class ConsumerSettings(_Section):
     topics: list[str] = Field(default_factory=list, description='JSON in the environment: ["chat-history"]')
     group_id: str = Field("cdc-consumer", min_length=1)
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    batch_bytes: Annotated[int, Field(ge=1)] = Field(
+        16 * 2**20, description="a batch of this size takes no more records"
+    )
     batch_wait_s: Seconds = Field(0.05, description="longest wait for a batch to fill once it has a record")
     dead_letter_suffix: str = Field(".dlq", min_length=1, pattern=r"^[a-zA-Z0-9._-]+$")
     create_topics: bool = Field(True, description="create missing topics and their dead-letter topics at start")

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from cdc_relay.errors import RowError
 from cdc_relay.outbox.envelope import Record
-from cdc_relay.watermark import Ticket
 
 
 class Publisher(Protocol):
@@ -44,16 +43,16 @@ class Delivery:
         done: Callable[[Delivery], None],
         *,
         path: str,
-        ticket: Ticket | None = None,
+        on_settled: Callable[[], None] | None = None,
         committed_at: float = 0.0,
         retry_counts: Mapping[int, int] = _FRESH,
     ) -> None:
-        """``done`` is called once, on whichever thread completes the batch. ``path`` labels metrics.
+        """``done`` is called once, on whichever thread completes the batch. ``path`` labels metrics. ``on_settled`` is
+        called when the statuses of the rows are committed, and only then.
 
         ``retry_counts`` has the counts with which rows were sent, where they are not 0.
         """
         self.path = path
-        self.ticket = ticket
         self.committed_at = committed_at
         self.retry_counts = retry_counts
         self.sent: list[int] = []
@@ -63,9 +62,9 @@ class Delivery:
         self.abandoned = False
         """Given up before Kafka answered: no status may be written and the watermark must not pass."""
         self.settled = Event()
-        """Set when the statuses are committed."""
         self._publisher = publisher
         self._done = done
+        self._on_settled = on_settled
         self._reported = 0
         self._expected = -1  # not known before close()
         self._lock = Lock()
@@ -94,6 +93,12 @@ class Delivery:
     def published(self) -> list[int]:
         """Ids that Kafka has acknowledged; valid once complete."""
         return [row_id for row_id in self.sent if row_id not in self.failed] if self.failed else self.sent
+
+    def settle(self) -> None:
+        """The statuses of all rows are committed."""
+        if self._on_settled is not None:
+            self._on_settled()
+        self.settled.set()
 
     def _refused(self, error: Any, message: Any) -> None:
         row_id, reason = self._publisher.outcome(error, message)

@@ -43,8 +43,10 @@ class BinlogSource:
         on_unsupported: Callable[[str], None],
         file_created_at: int | None = None,
     ) -> None:
-        """Read from ``start``. ``file_created_at`` is when its file was begun, if that is known: another time means
-        another file of the same name (RESET BINARY LOGS), and StaleSource is raised."""
+        """Read from ``start``. ``file_created_at`` is when its file was begun, if that is known.
+
+        Another time means another file of the same name (RESET BINARY LOGS): StaleSource is raised.
+        """
         self._stream = stream
         self._splitter = PacketSplitter()
         tables.forget_ids()
@@ -53,9 +55,9 @@ class BinlogSource:
         self._expected_created_at = file_created_at
 
     @property
-    def file_created_at(self) -> int:
-        """When the file that is being read was begun, in seconds since 1970; 0 before the first events."""
-        return self._assembler.file_created_at
+    def files_created(self) -> dict[str, int]:
+        """When each file that was read was begun, in seconds since 1970."""
+        return self._assembler.files_created
 
     def read(self) -> list[TransactionBatch]:
         """What the next bytes complete; may be empty. Waits for bytes at most as long as heartbeats take.
@@ -81,7 +83,7 @@ class BinlogSource:
         self._stream.close()
 
     def _check_file(self) -> None:
-        expected, found = self._expected_created_at, self._assembler.file_created_at
+        expected, found = self._expected_created_at, self._assembler.files_created.get(self._start.file)
         if expected and found:
             self._expected_created_at = None
             if found != expected:

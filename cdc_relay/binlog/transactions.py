@@ -121,8 +121,8 @@ class TransactionAssembler:
         self._done: list[TransactionBatch] = []
         self._wake_sweep = False
         self._commit_time: float | None = None
-        self.file_created_at = 0
-        """Seconds since 1970 at which the current binlog file was begun: tells two files of one name apart."""
+        self.files_created: dict[str, int] = {}
+        """When each binlog file seen was begun, seconds since 1970: tells two files of one name apart."""
 
     @property
     def in_transaction(self) -> bool:
@@ -173,7 +173,7 @@ class TransactionAssembler:
         self._tables.forget_ids()
         self._open = None  # a server that crashed inside a transaction begins a new file without its end
         self._checksum_size = CHECKSUM_SIZE if parse_checksum_algorithm(event) == CHECKSUM_CRC32 else 0
-        self.file_created_at = event.timestamp
+        self.files_created[self._file] = event.timestamp
         self._advance(event)
 
     def _advance(self, event: Event) -> None:

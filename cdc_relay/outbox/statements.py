@@ -60,6 +60,14 @@ class OutboxStatements:
 
     def __init__(self, table: str = DEFAULT_TABLE) -> None:
         self.table = ".".join("`" + part.replace("`", "``") + "`" for part in table.split("."))
+        self._no_error: str | None = None
+
+    def _cleared(self, connection: Connection) -> str:
+        """``last_error`` of a row without an error: NULL, or '' where the application's column takes no NULL."""
+        if self._no_error is None:  # asked once: a struct field of Go becomes NOT NULL easily
+            column = connection.execute(text(f"SHOW COLUMNS FROM {self.table} LIKE 'last_error'")).mappings().first()
+            self._no_error = "NULL" if column is None or column["Null"] == "YES" else "''"
+        return self._no_error
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -160,7 +168,7 @@ class OutboxStatements:
         """
         sql = (
             f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
-            "last_error = IF(status = 'pending', NULL, last_error), "
+            f"last_error = IF(status = 'pending', {self._cleared(connection)}, last_error), "
             "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
             "status = IF(status = 'pending', 'published', status) "
             "WHERE id IN :ids AND published_at IS NULL "
@@ -197,8 +205,8 @@ class OutboxStatements:
     def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
         """dead -> pending, by an operator: these ids (None: all), with a clean slate; the sweep delivers them."""
         sql = (
-            f"UPDATE {self.table} SET retry_count = 0, next_retry_at = :now, last_error = NULL, published_at = NULL, "
-            "updated_at = :now, status = 'pending' WHERE status = 'dead'"
+            f"UPDATE {self.table} SET retry_count = 0, next_retry_at = :now, last_error = {self._cleared(connection)}, "
+            "published_at = NULL, updated_at = :now, status = 'pending' WHERE status = 'dead'"
         )
         if ids is None:
             return connection.execute(text(sql), {"now": now}).rowcount
@@ -242,7 +250,7 @@ class OutboxStatements:
         """pending or published -> consumed, for rows locked in this transaction whose effect stands in it."""
         sql = (
             f"UPDATE {self.table} SET published_at = COALESCE(published_at, :now), consumed_at = :now, "
-            "last_error = NULL, next_retry_at = NULL, updated_at = :now, status = 'consumed' "
+            f"last_error = {self._cleared(connection)}, next_retry_at = NULL, updated_at = :now, status = 'consumed' "
             "WHERE id IN :ids AND status IN ('pending', 'published')"
         )
         return connection.execute(_with_ids(sql), {"ids": list(ids), "now": now}).rowcount

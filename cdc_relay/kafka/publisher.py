@@ -1,0 +1,170 @@
+"""Records to Kafka: an idempotent producer, and its errors in our terms.
+
+An outage is no error of a row: with no ``message.timeout.ms`` of our own, librdkafka keeps what it was given and goes
+on when the brokers are back, in order. What comes back as an error is about the record or its topic.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+from confluent_kafka import KafkaError as ErrorCode
+from confluent_kafka import KafkaException, Producer
+
+from cdc_relay.config import KafkaSettings
+from cdc_relay.errors import ConfigurationError, KafkaUnavailable, PoisonRow, ProducerFatal, RetryableRow, RowError
+from cdc_relay.outbox.envelope import Record
+
+#: How the envelope begins; a delivery report carries the record, so this tells its row.
+_OUTBOX_ID = re.compile(rb'\{"outbox_id": (\d+)')
+
+#: How long to wait for room in the send queue before looking again.
+_FULL_WAIT_S = 0.005
+
+_GIVEN_UP = frozenset(
+    {
+        ErrorCode._PURGE_QUEUE,
+        ErrorCode._PURGE_INFLIGHT,
+        ErrorCode._FATAL,
+        ErrorCode._DESTROY,
+        # Only when the user has set a message.timeout.ms: still an outage and no fault of the row (P6).
+        ErrorCode._MSG_TIMED_OUT,
+        ErrorCode._TIMED_OUT,
+        ErrorCode._TRANSPORT,
+        ErrorCode.REQUEST_TIMED_OUT,
+        ErrorCode.NOT_ENOUGH_REPLICAS,
+        ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        ErrorCode.NOT_LEADER_FOR_PARTITION,
+        ErrorCode.LEADER_NOT_AVAILABLE,
+    }
+)
+_POISON = {
+    ErrorCode.MSG_SIZE_TOO_LARGE: "the record is larger than the topic takes (max.message.bytes)",
+    ErrorCode.INVALID_RECORD: "the broker refuses the record",
+    ErrorCode.TOPIC_EXCEPTION: "the topic's name is not legal",
+}
+_RETRYABLE = {
+    ErrorCode._UNKNOWN_TOPIC: "the topic does not exist and is not created by itself",
+    ErrorCode.UNKNOWN_TOPIC_OR_PART: "the topic does not exist and is not created by itself",
+    ErrorCode._UNKNOWN_PARTITION: "the topic has lost the partition",
+    ErrorCode.TOPIC_AUTHORIZATION_FAILED: "this client may not write to the topic",
+}
+
+
+class KafkaPublisher:
+    """Implements the ``Publisher`` port of ``delivery.py``."""
+
+    def __init__(self, settings: KafkaSettings, *, logger: logging.Logger) -> None:
+        self._fatal: str | None = None
+        self._servers = settings.bootstrap_servers
+        self._closing = Event()
+        self.brokers_down = False
+        """Whether no broker could be reached when that was heard last; for health, not for decisions."""
+        properties = settings.client_properties(
+            client_id="cdc-relay",
+            acks="all",
+            enable_idempotence=True,
+            # The same key goes to the same partition as from Java and Go clients; records without a key are spread.
+            partitioner="murmur2_random",
+            linger_ms=1,
+            message_timeout_ms=0,
+            # What a broker takes is the broker's decision; its answer makes the row dead with the limit's name.
+            message_max_bytes=1_000_000_000,
+            batch_size=1_000_000,
+            # The relay bounds what is in flight by itself; these only have to be larger.
+            queue_buffering_max_messages=1_000_000,
+            queue_buffering_max_kbytes=2_097_151,
+            reconnect_backoff_max_ms=2_000,
+            topic_metadata_refresh_interval_ms=60_000,
+            log_connection_close=False,
+        )
+        try:
+            self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
+        except KafkaException as error:
+            raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
+
+    def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
+        """See Publisher."""
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic, record.value, record.key or None, headers=record.headers, on_delivery=report
+                )
+                return
+            except BufferError:
+                # Full: the polling thread makes room as Kafka answers.
+                if self._closing.wait(_FULL_WAIT_S):
+                    raise KafkaUnavailable("the send queue stayed full until the stop") from None
+                self.raise_if_fatal()
+            except KafkaException as error:
+                raise self._refusal(error.args[0], record) from error
+
+    def outcome(self, error: Any, message: Any) -> tuple[int, RowError | None]:
+        """See Publisher."""
+        value = message.value() or b""
+        found = _OUTBOX_ID.match(value)
+        row_id = int(found[1]) if found else 0
+        if error.fatal():
+            self._fatal = error.str()
+        if error.fatal() or error.code() in _GIVEN_UP:
+            return row_id, None
+        return row_id, _row_error(error, message.topic(), len(value))
+
+    def poll(self, timeout_s: float) -> int:
+        """See Publisher."""
+        return int(self._producer.poll(timeout_s))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the producer has failed for good."""
+        return self._fatal is not None
+
+    def raise_if_fatal(self) -> None:
+        """Raise ProducerFatal when the producer can take no more records."""
+        if self._fatal is not None:
+            raise ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
+
+    @property
+    def in_flight(self) -> int:
+        """Records and reports that are not dealt with yet."""
+        return len(self._producer)
+
+    def require_broker(self, timeout_s: float) -> None:
+        """Raise KafkaUnavailable when no broker answers within ``timeout_s``."""
+        try:
+            self._producer.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            raise KafkaUnavailable(
+                f"no Kafka broker answers at {self._servers}: {error.args[0].str()}",
+                hint="check kafka.bootstrap_servers, and that the brokers' advertised listeners can be reached",
+            ) from error
+
+    def close(self) -> None:
+        """Give up what is not answered yet; its rows stay pending in the table."""
+        self._closing.set()
+        self._producer.purge()
+        self._producer.poll(0)
+
+    def _on_error(self, error: ErrorCode) -> None:
+        if error.fatal():
+            self._fatal = error.str()
+        elif error.code() == ErrorCode._ALL_BROKERS_DOWN:
+            self.brokers_down = True
+
+    def _refusal(self, error: ErrorCode, record: Record) -> RowError | ProducerFatal:
+        if error.fatal() or error.code() == ErrorCode._FATAL:
+            self._fatal = error.str()
+            return ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
+        return _row_error(error, record.topic, len(record.value))
+
+
+def _row_error(error: ErrorCode, topic: str | None, size: int) -> RowError:
+    code = error.code()
+    words = f"Kafka refuses the record ({error.name()}, topic {topic!r}, {size} bytes)"
+    if code in _POISON:
+        return PoisonRow(f"{words}: {_POISON[code]}")
+    return RetryableRow(f"{words}: {_RETRYABLE.get(code, error.str())}")

@@ -1,0 +1,134 @@
+"""Where a start begins, and catching up from the table.
+
+A good checkpoint is tailed from. Everything else (none, unreadable, of another server, purged, reset, too far behind)
+ends the same way: note the head of the binlog, send what is pending in id order, then tail from the noted head. So
+catching up costs what is pending, not what the whole server wrote meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.transactions import TransactionBatch
+from cdc_relay.checkpoint import Checkpoint, CheckpointStore
+from cdc_relay.errors import CheckpointError
+from cdc_relay.outbox.statements import OutboxStatements
+
+#: Pending rows looked at, and payload bytes read, at a time.
+_PAGE_ROWS = 2_000
+_PAGE_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinlog:
+    """What a server says of its binlog."""
+
+    server: str
+    """Its identity."""
+    head: BinlogPosition
+    """Where it writes next."""
+    files: tuple[tuple[str, int], ...]
+    """``(name, bytes)`` of the files that it still has, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to begin."""
+
+    position: BinlogPosition
+    reconcile: str | None
+    """Why the table comes first; None to tail at once."""
+    detail: str = ""
+    """The reason in words, for the log."""
+    file_created_at: int = 0
+    """When the position's file was begun, if the checkpoint says so."""
+    parked: bool = False
+    """Whether keys were held back when the checkpoint was saved."""
+
+
+def load_start(
+    store: CheckpointStore, binlog: ServerBinlog, *, jump_behind_bytes: int, distrust: str | None = None
+) -> Start:
+    """Read the checkpoint and decide. ``distrust`` is why the last attempt could not tail from it."""
+    try:
+        checkpoint = store.load()
+    except CheckpointError as error:
+        return Start(binlog.head, "unreadable", str(error))
+    return decide_start(checkpoint, binlog, jump_behind_bytes=jump_behind_bytes, distrust=distrust)
+
+
+def decide_start(
+    checkpoint: Checkpoint | None, binlog: ServerBinlog, *, jump_behind_bytes: int, distrust: str | None = None
+) -> Start:
+    """The table "Where a start begins": pure."""
+
+    def reconcile(reason: str, detail: str) -> Start:
+        return Start(binlog.head, reason, detail)
+
+    if checkpoint is None:
+        return reconcile("no_checkpoint", "there is no checkpoint")
+    at = checkpoint.position
+    if checkpoint.server != binlog.server:
+        return reconcile("other_server", f"the checkpoint is of server {checkpoint.server}, this is {binlog.server}")
+    if distrust is not None:
+        return reconcile(distrust, f"the binlog cannot be read from {at}")
+    sizes = dict(binlog.files)
+    if at.file not in sizes:
+        return reconcile("purged", f"the server no longer has {at.file}")
+    if at > binlog.head or at.offset > sizes[at.file]:
+        return reconcile("future", f"the checkpoint {at} lies beyond what the server has written ({binlog.head})")
+    behind = bytes_between(at, binlog)
+    if jump_behind_bytes and behind > jump_behind_bytes:
+        return reconcile("behind", f"the checkpoint is {behind} bytes of binlog behind")
+    return Start(at, None, "", checkpoint.file_created_at, checkpoint.parked)
+
+
+def bytes_between(position: BinlogPosition, binlog: ServerBinlog) -> int:
+    """Bytes of binlog from ``position`` to the head."""
+    later = sum(size for name, size in binlog.files if BinlogPosition(name, 0).file_number > position.file_number)
+    here = dict(binlog.files).get(position.file, position.offset)
+    return max(0, here - position.offset) + later
+
+
+class PendingRows:
+    """The pending rows of the table as a source for the tailer, in id order; then None more.
+
+    Rows that failed before are given too, so that the tailer holds their keys back; it does not send them.
+    """
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Connection]],
+        statements: OutboxStatements,
+    ) -> None:
+        self._transaction = transaction
+        self._statements = statements
+        self._after = 0
+        self.exhausted = False
+        """Whether every row that was pending has been given."""
+        self.rows = 0
+        """How many have been given."""
+
+    def read(self) -> list[TransactionBatch]:
+        """See tailer.TransactionSource."""
+        with self._transaction() as connection:
+            page = self._statements.pending_page(connection, self._after, _PAGE_ROWS)
+            if not page:
+                self.exhausted = True
+                return []
+            ids: list[int] = []
+            size = 0
+            for row in page:
+                if ids and size + row.size > _PAGE_BYTES:
+                    break
+                ids.append(row.id)
+                size += row.size
+            rows = self._statements.read(connection, ids)
+        self._after = ids[-1]
+        self.rows += len(rows)
+        return [TransactionBatch(rows, None, size=size)]

@@ -1,0 +1,281 @@
+"""The composition root of the relay: builds everything from Settings and keeps it running.
+
+Read it for what belongs to what; the data paths are ``tailer.py`` and ``sweeper.py``, the threads are ``session.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Mapping
+from threading import Event
+
+from cdc_relay.admin.server import AdminServer, Health
+from cdc_relay.binlog.connection import DumpConnection
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.reconnect import ReconnectingSource
+from cdc_relay.binlog.rows import DescribedColumn
+from cdc_relay.binlog.server import describe_table, server_binlog
+from cdc_relay.binlog.source import BinlogSource
+from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
+from cdc_relay.config import Settings
+from cdc_relay.errors import CheckpointError, ProducerFatal, RelayError, StaleSource
+from cdc_relay.kafka.publisher import KafkaPublisher
+from cdc_relay.lease import Leadership, lock_names
+from cdc_relay.logs import OncePerKind, get_logger
+from cdc_relay.metrics import RelayMetrics, process_registry
+from cdc_relay.outbox.backoff import Backoff
+from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.database import make_engine, transaction
+from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.parking import SharedParking
+from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
+from cdc_relay.session import Parts, Session
+from cdc_relay.sweeper import TailProgress
+from cdc_relay.writeback import StatusWriter
+
+log = get_logger(__name__)
+
+DEFAULT_ADMIN_PORT = 9464
+
+#: Between sessions that failed: from a fifth of a second up to ten.
+_SESSION_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
+
+#: A session that lasted so long has made progress; its end begins the backoff anew.
+_LASTING_S = 30.0
+
+#: How long a start waits for a first answer of Kafka.
+_KAFKA_START_S = 10.0
+
+#: The tailer is in trouble when it has heard nothing for so many read timeouts.
+_UNHEALTHY_TIMEOUTS = 3
+
+
+class RelayService:
+    """Tailer and sweep (or one of them) of one relay, with its admin server."""
+
+    def __init__(self, settings: Settings, *, tail: bool, sweep: bool, drain_timeout_s: float = 30.0) -> None:
+        self._settings = settings
+        self._tail = tail
+        self._sweep = sweep
+        self._drain_timeout_s = drain_timeout_s
+        self._engine = make_engine(settings.database, pool_size=5)
+        self._leadership = Leadership(self._engine, lock_names(settings.name, tail=tail, sweep=sweep))
+        self._registry = process_registry()
+        self._metrics = RelayMetrics(self._registry)
+        self._unsupported_once = OncePerKind(log)
+        self._store = FileCheckpointStore(settings.checkpoint.path)
+        self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
+        self._publisher: KafkaPublisher | None = None
+        self._session: Session | None = None
+        self._role = "starting"
+        statements = OutboxStatements(settings.database.table)
+        parking = SharedParking()
+        self._parts = Parts(
+            settings=settings,
+            transaction=lambda: self._leadership.transaction(self._engine),
+            statements=statements,
+            parking=parking,
+            writer=StatusWriter(
+                lambda: self._leadership.transaction(self._engine),
+                statements,
+                parking,
+                self._metrics,
+                zone=settings.database.zone,
+                backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
+                batch_rows=settings.writeback.batch_rows,
+            ),
+            checkpointer=Checkpointer(self._store, settings.checkpoint.interval_s, self._leadership.check),
+            metrics=self._metrics,
+        )
+
+    def run(self, stop: Event) -> None:
+        """Work until ``stop``. Raises RelayError for what the operator must mend, at start or later."""
+        with self._admin():
+            self._ready_publisher().require_broker(_KAFKA_START_S)
+            failures = 0
+            distrust: str | None = None
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    self._work(stop, distrust)
+                    distrust = None
+                except StaleSource as stale:
+                    distrust = stale.reason
+                    log.warning(f"{stale}; catching up from the table", action="stale_source", reason=stale.reason)
+                except RelayError as error:
+                    if not error.retriable:
+                        raise
+                    if isinstance(error, ProducerFatal):
+                        self._metrics.reconnects.labels(target="kafka").inc()
+                    failures = 1 if time.monotonic() - began > _LASTING_S else failures + 1
+                    wait_s = _SESSION_BACKOFF.delay_s(failures) * random.uniform(0.5, 1.0)
+                    log.warning(
+                        f"{error}; trying again in {wait_s:.1f} s, nothing is lost meanwhile",
+                        action="session_failed",
+                        failures=failures,
+                    )
+                    stop.wait(wait_s)
+                finally:
+                    self._retire()
+            log.info("stopped", action="stopped")
+
+    def _work(self, stop: Event, distrust: str | None) -> None:
+        """One session, from waiting for the lock to its end."""
+        if not self._become_active(stop):
+            return
+        publisher = self._ready_publisher()
+        while not self._parts.writer.idle:  # what Kafka acknowledged before the last session ended
+            self._parts.writer.run_once(utc_now())
+        with transaction(self._engine) as connection:
+            binlog = server_binlog(connection)
+        start = self._start(binlog, distrust)
+        self._session = Session(
+            self._parts,
+            publisher,
+            binlog,
+            start,
+            (lambda stopping: self._open_source(binlog, start, stopping)) if self._tail else None,
+            sweep=self._sweep,
+            other_tailer=lambda: self._other_tailer(binlog),
+        )
+        self._role = "active"
+        self._session.run(stop, self._drain_timeout_s)
+
+    def _become_active(self, stop: Event) -> bool:
+        """Wait for the lock as a hot standby; False when stopped meanwhile."""
+        waiting = False
+        while not stop.is_set():
+            if self._leadership.acquire(wait_s=1 if waiting else 0):
+                self._metrics.leader.set(1)
+                log.info("this relay is the active one", action="active", name=self._settings.name)
+                return True
+            if not waiting:
+                waiting = True
+                self._role = "standby"
+                log.info(
+                    f"another relay named {self._settings.name!r} is active; waiting as its standby",
+                    action="standby",
+                    holder_connection_id=self._leadership.holder(),
+                )
+        return False
+
+    def _start(self, binlog: ServerBinlog, distrust: str | None) -> Start:
+        last = self._parts.checkpointer.last
+        jump = self._settings.tail.jump_behind_bytes
+        if last is not None:
+            start = decide_start(last, binlog, jump_behind_bytes=jump, distrust=distrust)
+        else:
+            start = load_start(self._store, binlog, jump_behind_bytes=jump, distrust=distrust)
+        if not self._tail:
+            return start
+        if start.reconcile is None:
+            log.info(f"tailing from the checkpoint {start.position}", action="start", position=str(start.position))
+        else:
+            self._metrics.reconciles.labels(reason=start.reconcile).inc()
+            log.info(
+                f"catching up from the table, then tailing from {start.position}: {start.detail}",
+                action="reconcile",
+                reason=start.reconcile,
+                position=str(start.position),
+            )
+        return start
+
+    def _open_source(self, binlog: ServerBinlog, start: Start, stopping: Event) -> ReconnectingSource:
+        settings = self._settings
+        tables = OutboxTables(str(settings.database.parsed.database), settings.database.table, self._describe)
+
+        def open_reader(at: BinlogPosition, file_created_at: int) -> BinlogSource:
+            dump = DumpConnection(settings.database, settings.tail, self._server_id, at, binlog.server)
+            return BinlogSource(dump, at, tables, on_unsupported=self._on_unsupported, file_created_at=file_created_at)
+
+        return ReconnectingSource(
+            open_reader,
+            start.position,
+            file_created_at=start.file_created_at,
+            stopping=stopping,
+            on_reconnect=lambda: self._metrics.reconnects.labels(target="mysql").inc(),
+        )
+
+    def _describe(self) -> list[DescribedColumn]:
+        with transaction(self._engine) as connection:
+            return describe_table(connection, self._settings.database.table)
+
+    def _on_unsupported(self, kind: str) -> None:
+        self._metrics.binlog_events_unsupported.labels(kind=kind).inc()
+        self._unsupported_once.warning(
+            kind, "the binlog has something that is not understood; the sweep delivers what it holds", event_kind=kind
+        )
+
+    def _other_tailer(self, binlog: ServerBinlog) -> TailProgress:
+        """The tailer of another process, by its checkpoint file."""
+        try:
+            checkpoint = self._store.load()
+        except CheckpointError:
+            checkpoint = None
+        if checkpoint is None or checkpoint.server != binlog.server:
+            return TailProgress(None, stalled=True)
+        silent_s = time.time() - checkpoint.written_at
+        return TailProgress(checkpoint.position, stalled=silent_s > self._settings.sweep.takeover_after_s)
+
+    def _ready_publisher(self) -> KafkaPublisher:
+        if self._publisher is None:
+            self._publisher = KafkaPublisher(self._settings.kafka, logger=logging.getLogger("cdc_relay.kafka"))
+        return self._publisher
+
+    def _retire(self) -> None:
+        """End what must not outlive a session: the lock, and a producer that still holds records."""
+        self._leadership.close()
+        self._metrics.leader.set(0)
+        self._role = "starting"
+        publisher = self._publisher
+        if publisher is not None and (publisher.failed or publisher.in_flight):
+            if publisher.in_flight:
+                log.warning(
+                    "records are given up before Kafka answered; their rows stay pending and are sent again",
+                    action="given_up",
+                    records=publisher.in_flight,
+                )
+            publisher.close()
+            self._parts.writer.forget_given_up()
+            self._publisher = None
+
+    # --- admin -----------------------------------------------------------------------------------------------------
+
+    def _admin(self) -> AdminServer:
+        return AdminServer(
+            self._settings.admin,
+            program="cdc-relay",
+            default_port=DEFAULT_ADMIN_PORT,
+            registry=self._registry,
+            health=self._health,
+            ready=self._ready,
+            state=self._state,
+        )
+
+    def _health(self) -> Health:
+        session = self._session
+        silent_s = session.silent_s if session is not None and self._role == "active" else 0.0
+        limit_s = _UNHEALTHY_TIMEOUTS * self._settings.tail.read_timeout_s
+        alive = silent_s <= limit_s
+        return Health(alive, {"tail": "ok" if alive else f"silent for {silent_s:.0f} s"})
+
+    def _ready(self) -> Health:
+        checks = {"role": self._role}
+        publisher = self._publisher
+        if publisher is not None and publisher.brokers_down:
+            checks["kafka"] = "no broker can be reached"
+        return Health(self._role in ("active", "standby") and "kafka" not in checks, checks)
+
+    def _state(self) -> Mapping[str, object]:
+        session = self._session
+        state: dict[str, object] = {"name": self._settings.name, "role": self._role}
+        if session is not None:
+            state |= {
+                "position": str(session.watermark.position),
+                "rows in flight": session.watermark.in_flight_rows,
+                "keys held back": self._parts.parking.keys,
+            }
+        return state

@@ -1,0 +1,275 @@
+"""One stretch of work of the active relay: from winning the lock to the stop, or to an error that needs a new start.
+
+Threads: ``tail`` reads and publishes, ``write`` takes Kafka's answers and writes statuses and checkpoint, ``sweep``
+sweeps. An error in any of them ends the session; ``service`` begins the next one from the watermark. What Kafka has
+acknowledged by then is written first, so that a lost connection makes no duplicates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from threading import Event, Thread
+
+from sqlalchemy import Connection
+
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.reconnect import ReconnectingSource
+from cdc_relay.binlog.server import head
+from cdc_relay.checkpoint import Checkpoint, Checkpointer
+from cdc_relay.config import Settings
+from cdc_relay.errors import CheckpointError, RelayError
+from cdc_relay.kafka.publisher import KafkaPublisher
+from cdc_relay.logs import get_logger
+from cdc_relay.metrics import RelayMetrics
+from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.parking import SharedParking
+from cdc_relay.reconcile import PendingRows, ServerBinlog, Start
+from cdc_relay.sweeper import Sweeper, TailProgress
+from cdc_relay.tailer import Tailer
+from cdc_relay.watermark import AckWatermark
+from cdc_relay.writeback import StatusWriter
+
+log = get_logger(__name__)
+
+#: How long the writing thread waits for a delivery report before it looks at its other duties.
+_POLL_S = 0.05
+
+#: How long the tailer waits for room when too much is in flight.
+_FULL_WAIT_S = 0.005
+
+
+@dataclass(slots=True)
+class Parts:
+    """What outlives a session: built once by ``service``."""
+
+    settings: Settings
+    transaction: Callable[[], AbstractContextManager[Connection]]
+    """A transaction of the active relay; raises LeadershipLost when it is active no longer."""
+    statements: OutboxStatements
+    parking: SharedParking
+    writer: StatusWriter
+    checkpointer: Checkpointer
+    metrics: RelayMetrics
+
+
+class Session:
+    """Runs until ``stop`` is set or something fails."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        publisher: KafkaPublisher,
+        binlog: ServerBinlog,
+        start: Start,
+        open_source: Callable[[Event], ReconnectingSource] | None,
+        *,
+        sweep: bool,
+        other_tailer: Callable[[], TailProgress],
+    ) -> None:
+        """``open_source`` is None when this relay does not tail; then ``other_tailer`` tells how another one fares."""
+        self._parts = parts
+        self._publisher = publisher
+        self._binlog = binlog
+        self._start = start
+        self._sweep = sweep
+        self._other_tailer = other_tailer
+        self._intake_stopped = Event()
+        self._drained = Event()
+        self._wake_sweep = Event()
+        self._failure: BaseException | None = None
+        self._source = open_source(self._intake_stopped) if open_source else None
+        self._reconciling = start.reconcile is not None
+        self._progress_at = time.monotonic()
+        tail = parts.settings.tail
+        self.watermark = AckWatermark(
+            start.position, max_rows=tail.max_in_flight_rows, max_bytes=tail.max_in_flight_bytes
+        )
+
+    def run(self, stop: Event, drain_timeout_s: float) -> None:
+        """Work until ``stop``; then drain and save. Raises what ended the session otherwise."""
+        threads = [self._thread("write", self._write)]
+        if self._source is not None:
+            threads.append(self._thread("tail", self._tail))
+        if self._sweep:
+            threads.append(self._thread("sweep", self._run_sweep))
+        for thread in threads:
+            thread.start()
+        try:
+            while not stop.wait(0.05) and self._failure is None:
+                self._observe()
+        finally:
+            self._stop(threads, drain_timeout_s if self._failure is None else 5.0)
+        if self._failure is not None:
+            raise self._failure
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The watermark now; None while it must not be resumed from."""
+        if self._source is None or self._reconciling:
+            return None
+        position = self.watermark.position
+        return Checkpoint(
+            server=self._binlog.server,
+            position=position,
+            file_created_at=self._source.file_created_at(position.file),
+            committed_at=self.watermark.committed_at,
+            written_at=time.time(),
+            parked=bool(self._parts.parking),
+        )
+
+    def tail_progress(self) -> TailProgress:
+        """How the tailer of this session fares, or the other one where this relay has none."""
+        if self._source is None:
+            return self._other_tailer()
+        silent_s = time.monotonic() - self._progress_at
+        stalled = silent_s > self._parts.settings.sweep.takeover_after_s and self.watermark.idle
+        return TailProgress(None if self._reconciling else self.watermark.position, stalled)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the tailer has last got something from the server, a heartbeat included."""
+        return time.monotonic() - self._progress_at if self._source is not None else 0.0
+
+    # --- the threads -----------------------------------------------------------------------------------------------
+
+    def _tail(self) -> None:
+        assert self._source is not None
+        parts = self._parts
+        with parts.transaction() as connection:
+            if self._start.parked and not self._reconciling:
+                for row_id, key in parts.statements.held_rows(connection):
+                    parts.parking.hold(key, row_id)
+        if self._reconciling:
+            self._reconcile()
+        tailer = self._tailer(self._source, "tail", settled_until=self._head())
+        while not self._intake_stopped.is_set():
+            if tailer.run_once(utc_now()) == 0 and self.watermark.full:
+                self._intake_stopped.wait(_FULL_WAIT_S)
+            self._progress_at = time.monotonic()
+            parts.metrics.last_progress_timestamp_seconds.set_to_current_time()
+
+    def _reconcile(self) -> None:
+        pending = PendingRows(self._parts.transaction, self._parts.statements)
+        tailer = self._tailer(pending, "reconcile", settled_until=None)
+        while not pending.exhausted and not self._intake_stopped.is_set():
+            tailer.run_once(utc_now())
+            self._progress_at = time.monotonic()
+            if self.watermark.full:
+                self._intake_stopped.wait(_FULL_WAIT_S)
+        # Their statuses must be written before the tail asks the table which rows are still to be sent.
+        while not self.watermark.idle and not self._intake_stopped.is_set():
+            self._intake_stopped.wait(_FULL_WAIT_S)
+        if pending.exhausted and self.watermark.idle:
+            self._reconciling = False
+            log.info("caught up from the table; tailing from here", action="reconciled", rows=pending.rows)
+
+    def _write(self) -> None:
+        while not self._drained.is_set():
+            self._publisher.poll(_POLL_S)
+            self._parts.writer.run_once(utc_now())
+            self._publisher.raise_if_fatal()
+            self._save(force=False)
+
+    def _run_sweep(self) -> None:
+        settings = self._parts.settings
+        sweeper = Sweeper(
+            self._parts.transaction,
+            self._parts.statements,
+            self._publisher,
+            self._parts.parking,
+            self._parts.metrics,
+            head=self._head,
+            tail_progress=self.tail_progress,
+            complete=self._parts.writer.complete,
+            now=utc_now,
+            stopping=self._intake_stopped.is_set,
+            zone=settings.database.zone,
+            batch_rows=settings.sweep.batch_rows,
+            lease_s=settings.sweep.lease_s,
+        )
+        while not self._intake_stopped.is_set():
+            began = time.monotonic()
+            self._wake_sweep.clear()
+            counts = sweeper.run_once(utc_now())
+            if counts.sent:
+                log.info("swept", action="swept", sent=counts.sent, held_back=counts.held_back)
+            if not counts.more:
+                # A sweep over a large backlog takes long; it may use a tenth of the time at most.
+                self._wake_sweep.wait(max(settings.sweep.interval_s, 9 * (time.monotonic() - began)))
+
+    # --- beginning and end -----------------------------------------------------------------------------------------
+
+    def _tailer(
+        self, source: ReconnectingSource | PendingRows, path: str, settled_until: BinlogPosition | None
+    ) -> Tailer:
+        return Tailer(
+            source,
+            self._publisher,
+            self.watermark,
+            self._parts.parking,
+            self._look_up,
+            self._parts.writer.complete,
+            zone=self._parts.settings.database.zone,
+            path=path,
+            settled_until=settled_until,
+            on_wake_sweep=self._wake_sweep.set,
+        )
+
+    def _look_up(self, ids: Sequence[int]) -> list[OutboxRow]:
+        with self._parts.transaction() as connection:
+            return self._parts.statements.read_committed(connection, ids)
+
+    def _head(self) -> BinlogPosition:
+        with self._parts.transaction() as connection:
+            return head(connection)
+
+    def _thread(self, name: str, work: Callable[[], None]) -> Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  # carried to run(), which raises it
+                # A connection that is closed for the stop breaks under whoever reads from it: that is no failure.
+                if not self._intake_stopped.is_set() or not isinstance(error, RelayError):
+                    self._failure = self._failure or error
+
+        return Thread(target=run, name=name, daemon=True)
+
+    def _stop(self, threads: list[Thread], drain_timeout_s: float) -> None:
+        """Two phases: stop intake, wait for what is under way; write it; save the checkpoint."""
+        deadline = time.monotonic() + drain_timeout_s
+        self._intake_stopped.set()
+        self._wake_sweep.set()
+        if self._source is not None:
+            self._source.close()
+        writing, *taking = threads
+        for thread in taking:
+            thread.join(max(0.1, deadline - time.monotonic()))
+        while writing.is_alive() and time.monotonic() < deadline:
+            if self._publisher.in_flight == 0 and self._parts.writer.idle:
+                break
+            time.sleep(0.01)
+        self._drained.set()
+        writing.join(max(1.0, deadline - time.monotonic()))
+        self._save(force=True)
+
+    def _save(self, *, force: bool) -> None:
+        checkpoint = self.checkpoint()
+        if checkpoint is None:
+            return
+        try:
+            if self._parts.checkpointer.save(checkpoint, force=force):
+                self._parts.metrics.checkpoint_writes.inc()
+        except CheckpointError as error:
+            # The relay goes on: the table is the truth, a restart without the checkpoint only takes longer.
+            log.error(f"{error}; delivery goes on", action="checkpoint_failed")
+
+    def _observe(self) -> None:
+        metrics, watermark = self._parts.metrics, self.watermark
+        metrics.in_flight_rows.set(watermark.in_flight_rows)
+        metrics.in_flight_bytes.set(watermark.in_flight_bytes)
+        metrics.binlog_file_number.set(watermark.position.file_number)
+        metrics.binlog_position_bytes.set(watermark.position.offset)

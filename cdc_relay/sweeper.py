@@ -1,0 +1,213 @@
+"""THE data path of the table, top to bottom: due rows → lease → envelope → publisher → status writer.
+
+The sweep makes delivery certain: it sends rows whose retry is due, scheduled rows whose time has come, and whatever the
+tailer missed. Fresh rows belong to the tailer as long as it lives: the sweep takes one only when the tailer has passed
+it, which needs no clock. The row was seen in the table; then the head of the binlog was noted, so the row's commit lies
+before it; then the watermark was found at or beyond that head. What is still pending now was missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.delivery import Delivery, Publisher
+from cdc_relay.errors import RowError
+from cdc_relay.metrics import RelayMetrics
+from cdc_relay.outbox.clock import due_bound, to_column
+from cdc_relay.outbox.envelope import encode
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.statements import OutboxStatements, PendingRow
+from cdc_relay.parking import SharedParking
+
+#: Due rows looked at in one run; the next run goes on with what is left.
+_SCAN_ROWS = 10_000
+
+#: Payload bytes read and sent together.
+_PAGE_BYTES = 16 * 2**20
+
+#: How often a sweep that waits for Kafka looks whether it must stop.
+_SETTLE_WAIT_S = 0.2
+
+
+class TailProgress(NamedTuple):
+    """How the tailer fares, as the sweep sees it."""
+
+    position: BinlogPosition | None
+    """The watermark; None when no tailer is known."""
+    stalled: bool
+    """It has made no progress for ``takeover_after_s``, so the sweep does its work too."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepCounts:
+    """What one run did, in rows."""
+
+    sent: int = 0
+    held_back: int = 0
+    """Due, but behind an earlier row of their key."""
+    left_to_tailer: int = 0
+    more: bool = False
+    """Another run would find work at once."""
+
+
+class Sweeper:
+    """Sends due rows from the table. One thread runs it."""
+
+    def __init__(
+        self,
+        transaction: Callable[[], AbstractContextManager[Connection]],
+        statements: OutboxStatements,
+        publisher: Publisher,
+        parking: SharedParking,
+        metrics: RelayMetrics,
+        *,
+        head: Callable[[], BinlogPosition],
+        tail_progress: Callable[[], TailProgress],
+        complete: Callable[[Delivery], None],
+        now: Callable[[], datetime],
+        stopping: Callable[[], bool],
+        zone: tzinfo,
+        batch_rows: int,
+        lease_s: float,
+    ) -> None:
+        """``head`` asks the server where its binlog ends now. ``complete`` is ``StatusWriter.complete``.
+
+        While a page waits for Kafka its leases are renewed by ``now``, until ``stopping`` says so.
+        """
+        self._transaction = transaction
+        self._statements = statements
+        self._publisher = publisher
+        self._parking = parking
+        self._metrics = metrics
+        self._head = head
+        self._tail_progress = tail_progress
+        self._complete = complete
+        self._now = now
+        self._stopping = stopping
+        self._zone = zone
+        self._batch_rows = batch_rows
+        self._lease_s = lease_s
+
+    def run_once(self, now: datetime) -> SweepCounts:
+        """Send what is due at ``now`` and wait until its statuses are written.
+
+        Raises DatabaseUnavailable, KafkaUnavailable or ProducerFatal; leased rows come back when their lease ends.
+        """
+        due = due_bound(now, self._zone)
+        self._heal_parking()
+        with self._transaction() as connection:
+            waiting = self._statements.waiting(connection, due, _SCAN_ROWS)
+            found = self._statements.due(connection, due, _SCAN_ROWS)
+        ours, left = self._without_the_tailers(found)
+        lowest_waiting: dict[bytes, int] = {}
+        for row_id, key in waiting:
+            if key:
+                lowest_waiting.setdefault(key, row_id)
+        sent = held_back = postponed = 0
+        for page in _pages(ours, self._batch_rows):
+            if self._stopping():
+                break
+            page_sent, page_held, page_postponed = self._sweep_page(page, lowest_waiting, due)
+            sent, held_back, postponed = sent + page_sent, held_back + page_held, postponed + page_postponed
+        self._metrics.sweep_runs.inc()
+        self._metrics.sweep_rows.labels(outcome="sent").inc(sent)
+        self._metrics.sweep_rows.labels(outcome="held_back").inc(held_back)
+        more = sent > 0 and (postponed > 0 or len(found) == _SCAN_ROWS)
+        return SweepCounts(sent, held_back, left, more)
+
+    def _without_the_tailers(self, found: list[PendingRow]) -> tuple[list[PendingRow], int]:
+        """The rows that are the sweep's, and how many are the tailer's."""
+        fresh = sum(not row.held for row in found)
+        if not fresh:
+            return found, 0
+        # The order matters: the rows were seen first, then the head is asked for, then the watermark.
+        head = self._head()
+        progress = self._tail_progress()
+        if progress.stalled or (progress.position is not None and progress.position >= head):
+            return found, 0
+        return [row for row in found if row.held], fresh
+
+    def _sweep_page(
+        self, page: list[PendingRow], lowest_waiting: dict[bytes, int], due: datetime
+    ) -> tuple[int, int, int]:
+        """Lease and send one page: rows sent, held back, and postponed to the next run."""
+        rows: list[OutboxRow] = []
+        held_back = postponed = 0
+        tried_again: set[bytes] = set()
+        with self._transaction() as connection:
+            for row in self._statements.lock_due(connection, [row.id for row in page], due):
+                key = row.message_key
+                if self._is_blocked(row, lowest_waiting):
+                    held_back += 1
+                elif key in tried_again:
+                    postponed += 1  # the row before it may fail again
+                else:
+                    rows.append(row)
+                    if key and row.retry_count > 0:
+                        tried_again.add(key)
+            if rows:
+                self._lease(connection, rows)
+        if rows:
+            self._send(rows)
+        return len(rows), held_back, postponed
+
+    def _send(self, rows: list[OutboxRow]) -> None:
+        """Send leased rows and wait until their statuses are written."""
+        delivery = Delivery(
+            self._publisher, self._complete, path="sweep", retry_counts={row.id: row.retry_count for row in rows}
+        )
+        for row in rows:
+            try:
+                delivery.send(row.id, encode(row, self._zone))
+            except RowError as reason:
+                delivery.failed[row.id] = reason
+        delivery.close()
+        renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
+        while not delivery.settled.wait(_SETTLE_WAIT_S) and not self._stopping():
+            if self._now() >= renew_at:  # Kafka is away: keep the rows ours
+                with self._transaction() as connection:
+                    self._lease(connection, rows)
+                renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
+
+    def _is_blocked(self, row: OutboxRow, lowest_waiting: dict[bytes, int]) -> bool:
+        if not row.message_key:
+            return False
+        waiting = lowest_waiting.get(row.message_key)
+        if waiting is not None and waiting < row.id:
+            return True
+        return self._parking.blocked_by(row.message_key, row.id) is not None
+
+    def _lease(self, connection: Connection, rows: Iterable[OutboxRow]) -> None:
+        now = self._now()
+        until = to_column(now + timedelta(seconds=self._lease_s), self._zone)
+        self._statements.lease(connection, [row.id for row in rows], until, to_column(now, self._zone))
+
+    def _heal_parking(self) -> None:
+        """An operator, or another program, may have ended a row that holds its key back."""
+        waiting = self._parking.waiting(_SCAN_ROWS)
+        if not waiting:
+            return
+        with self._transaction() as connection:
+            pending = self._statements.still_pending(connection, waiting)
+        self._parking.release(set(waiting) - pending)
+
+
+def _pages(rows: list[PendingRow], batch_rows: int) -> Iterator[list[PendingRow]]:
+    """``rows`` in pages bounded by number and by payload bytes; a larger row makes a page of its own."""
+    page: list[PendingRow] = []
+    size = 0
+    for row in rows:
+        if page and (len(page) == batch_rows or size + row.size > _PAGE_BYTES):
+            yield page
+            page, size = [], 0
+        page.append(row)
+        size += row.size
+    if page:
+        yield page

@@ -1,0 +1,161 @@
+"""THE data path of the binlog, top to bottom: source → route → envelope → publisher → status writer → watermark.
+
+One thread reads and publishes (``Tailer.run_once``); another takes Kafka's answers and writes them back
+(``writeback.StatusWriter``), which moves the watermark, which is saved (``checkpoint.Checkpointer``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, tzinfo
+from typing import Protocol
+
+from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.transactions import TransactionBatch
+from cdc_relay.delivery import Delivery, Publisher
+from cdc_relay.errors import RowError
+from cdc_relay.outbox.clock import due_bound
+from cdc_relay.outbox.envelope import encode
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.status import Status
+from cdc_relay.parking import SharedParking
+from cdc_relay.watermark import AckWatermark
+
+#: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
+_SAME_MOMENT = timedelta(seconds=1)
+
+#: Ids asked for in one SELECT.
+_LOOKUP_ROWS = 1000
+
+
+class TransactionSource(Protocol):
+    """Gives the outbox rows of transactions in commit order."""
+
+    def read(self) -> list[TransactionBatch]:
+        """The next batches; may be empty. Waits for them, but no longer than a heartbeat takes."""
+
+
+LookUp = Callable[[Sequence[int]], list[OutboxRow]]
+"""Reads committed rows from the table by id, waiting for transactions that are about to commit."""
+
+
+class Tailer:
+    """Sends the rows that a source gives, each once, in order."""
+
+    def __init__(
+        self,
+        source: TransactionSource,
+        publisher: Publisher,
+        watermark: AckWatermark,
+        parking: SharedParking,
+        look_up: LookUp,
+        complete: Callable[[Delivery], None],
+        *,
+        zone: tzinfo,
+        path: str = "tail",
+        settled_until: BinlogPosition | None = None,
+        on_wake_sweep: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``complete`` takes each delivery when Kafka has answered for all of it (``StatusWriter.complete``).
+
+        Rows up to ``settled_until`` may have been sent before this start: only those that the table still calls
+        pending are sent again, so that a restart makes next to no duplicates.
+        """
+        self._source = source
+        self._publisher = publisher
+        self._watermark = watermark
+        self._parking = parking
+        self._look_up = look_up
+        self._complete = complete
+        self._zone = zone
+        self._path = path
+        self._settled_until = settled_until
+        self._wake_sweep = on_wake_sweep
+
+    def run_once(self, now: datetime) -> int:
+        """Read once and send; how many rows were sent. Nothing is read while the watermark is full.
+
+        Raises what source, publisher and look-up raise; then this tailer is of no use, and a new one begins at the
+        watermark.
+        """
+        if self._watermark.full:
+            return 0
+        sent = 0
+        for batch in self._source.read():
+            sent += self._deliver(batch, now)
+        return sent
+
+    def _deliver(self, batch: TransactionBatch, now: datetime) -> int:
+        rows = batch.rows
+        if rows and (batch.doubtful or self._may_have_been_sent(batch.end)):
+            rows = self._committed(rows)
+        ticket = self._watermark.track(
+            batch.end, committed_at=batch.committed_at, rows=len(rows), size=batch.size if rows else 0
+        )
+        delivery = Delivery(
+            self._publisher,
+            self._complete,
+            path=self._path,
+            committed_at=batch.committed_at,
+            on_settled=lambda: self._watermark.resolve(ticket),
+        )
+        due = due_bound(now, self._zone)
+        for row in rows:
+            if self._is_ours(row, due):
+                self._send(row, delivery)
+        if delivery.sent or delivery.failed or delivery.parked:
+            delivery.close()
+        else:
+            self._watermark.resolve(ticket)  # nothing to wait for: the position moves on
+        if batch.wake_sweep:
+            self._wake_sweep()
+        return len(delivery.sent)
+
+    def _send(self, row: OutboxRow, delivery: Delivery) -> None:
+        if self._parking:
+            behind = self._parking.blocked_by(row.message_key, row.id)
+            if behind is not None:
+                self._parking.hold(row.message_key, row.id)
+                delivery.parked[row.id] = behind
+                return
+        try:
+            delivery.send(row.id, encode(row, self._zone))
+        except RowError as reason:
+            delivery.failed[row.id] = reason
+
+    def _is_ours(self, row: OutboxRow, due: datetime) -> bool:
+        """Whether the row is to be sent now. Others leave the watermark as they are: the table has them."""
+        if row.is_fresh:
+            return not is_scheduled(row, due)
+        if row.status == Status.PENDING:
+            # Tried before and waiting for the sweep: later rows of its key wait with it.
+            self._parking.hold(row.message_key, row.id)
+        return False
+
+    def _may_have_been_sent(self, end: BinlogPosition | None) -> bool:
+        if self._settled_until is None:
+            return False
+        if end is not None and end > self._settled_until:
+            self._settled_until = None
+            return False
+        return True
+
+    def _committed(self, rows: list[OutboxRow]) -> list[OutboxRow]:
+        """The rows as the table has them, in the order of the binlog; those that are gone are left out."""
+        ids = [row.id for row in rows]
+        found: dict[int, OutboxRow] = {}
+        for at in range(0, len(ids), _LOOKUP_ROWS):
+            found |= {row.id: row for row in self._look_up(ids[at : at + _LOOKUP_ROWS])}
+        return [found[row_id] for row_id in ids if row_id in found]
+
+
+def is_scheduled(row: OutboxRow, due: datetime) -> bool:
+    """Whether the application wants the row sent later than ``due``.
+
+    ``next_retry_at`` of an ordinary row is the moment of its insert by the application's clock, which may be minutes
+    from ours: so it is compared with ``created_at``, written by the same clock.
+    """
+    at = row.next_retry_at
+    if at is None or at <= due:
+        return False
+    return row.created_at is None or at > row.created_at + _SAME_MOMENT

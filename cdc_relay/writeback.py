@@ -1,0 +1,174 @@
+"""What became of the rows, written to the table: the last part of both data paths.
+
+``StatusWriter.run_once`` writes the statuses of every delivery that Kafka has answered for, in one transaction, and
+only then settles it, which moves the watermark: a row leaves by a durable exit or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, tzinfo
+from itertools import islice
+from queue import Empty, SimpleQueue
+
+from sqlalchemy import Connection
+
+from cdc_relay.delivery import Delivery
+from cdc_relay.errors import KafkaUnavailable, RowError
+from cdc_relay.metrics import RelayMetrics
+from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
+from cdc_relay.outbox.clock import to_column
+from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.parking import SharedParking
+
+#: How many UPDATEs of ``batch_rows`` one transaction has at most.
+_BATCHES_A_TRANSACTION = 4
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+"""Opens a transaction that commits at its end; raises DatabaseUnavailable and LeadershipLost."""
+
+
+class StatusWriter:
+    """Takes complete deliveries and writes what became of their rows. One thread runs it."""
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        statements: OutboxStatements,
+        parking: SharedParking,
+        metrics: RelayMetrics,
+        *,
+        zone: tzinfo,
+        backoff: Backoff,
+        batch_rows: int,
+    ) -> None:
+        self._transaction = transaction
+        self._statements = statements
+        self._parking = parking
+        self._metrics = metrics
+        self._zone = zone
+        self._backoff = backoff
+        self._batch_rows = batch_rows
+        self._complete: SimpleQueue[Delivery] = SimpleQueue()
+        self._unwritten: list[Delivery] = []
+        self._given_up = False
+
+    def complete(self, delivery: Delivery) -> None:
+        """Kafka has answered for the whole delivery; called on any thread."""
+        if delivery.abandoned:
+            self._given_up = True
+            return
+        if delivery.committed_at and delivery.sent:
+            self._metrics.delivery_latency_seconds.observe(max(0.0, time.time() - delivery.committed_at))
+        self._complete.put(delivery)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing complete waits to be written."""
+        return self._complete.empty() and not self._unwritten
+
+    def run_once(self, now: datetime) -> int:
+        """Write what is complete; how many rows were settled.
+
+        Raises DatabaseUnavailable with everything kept for the next call, and KafkaUnavailable when records were given
+        up, so that they must be read again.
+        """
+        if self._given_up:
+            self._given_up = False
+            raise KafkaUnavailable("records were given up before Kafka answered; they are read again")
+        self._collect()
+        batch = self._unwritten
+        if not batch:
+            return 0
+        wall = to_column(now, self._zone)
+        dead: dict[int, RowError] = {}
+        held: list[tuple[bytes, int]] = []
+        with self._metrics.writeback_seconds.time(), self._transaction() as connection:
+            self._write_published(connection, batch, wall)
+            for delivery in batch:
+                for row_id, reason in delivery.failed.items():
+                    self._write_failure(connection, delivery, row_id, reason, wall, dead, held)
+            self._write_parked(connection, batch, wall)
+        self._unwritten = []
+        # Committed. Keys are held before their rows leave the watermark, and released after they are safe.
+        for key, row_id in held:
+            self._parking.hold(key, row_id)
+        for delivery in batch:
+            self._parking.release(delivery.published)
+            self._metrics.rows_published.labels(path=delivery.path).inc(len(delivery.published))
+            delivery.settle()
+        self._parking.release(dead)
+        self._metrics.rows_dead.inc(len(dead))
+        self._metrics.parked_keys.set(self._parking.keys)
+        return sum(len(delivery.sent) for delivery in batch)
+
+    def forget_given_up(self) -> None:
+        """What was given up is going to be read again anyway."""
+        self._given_up = False
+
+    def _collect(self) -> None:
+        rows = sum(len(delivery.sent) for delivery in self._unwritten)
+        while rows < _BATCHES_A_TRANSACTION * self._batch_rows:
+            try:
+                delivery = self._complete.get_nowait()
+            except Empty:
+                break
+            self._unwritten.append(delivery)
+            rows += len(delivery.sent)
+
+    def _write_published(self, connection: Connection, batch: list[Delivery], wall: datetime) -> None:
+        by_count: defaultdict[int, list[int]] = defaultdict(list)
+        for delivery in batch:
+            if delivery.retry_counts:
+                for row_id in delivery.published:
+                    by_count[delivery.retry_counts.get(row_id, 0)].append(row_id)
+            else:
+                by_count[0] += delivery.published
+        for retry_count, ids in by_count.items():
+            for some in _chunks(sorted(ids), self._batch_rows):
+                self._statements.mark_published(connection, some, retry_count, wall)
+                self._metrics.writeback_batch_rows.observe(len(some))
+
+    def _write_failure(
+        self,
+        connection: Connection,
+        delivery: Delivery,
+        row_id: int,
+        reason: RowError,
+        wall: datetime,
+        dead: dict[int, RowError],
+        held: list[tuple[bytes, int]],
+    ) -> None:
+        row = self._statements.lock_rows(connection, [row_id]).get(row_id)
+        if row is None:
+            return  # deleted meanwhile: nothing is left to deliver
+        sent_with = delivery.retry_counts.get(row_id, 0)
+        attempt = after_failure(sent_with, row.max_retry, wall, self._backoff)
+        if not reason.retriable:
+            attempt = NextAttempt(attempt.retry_count, None)
+        if not self._statements.mark_undelivered(connection, row_id, sent_with, attempt, reason.message, wall):
+            return  # someone newer has decided on the row
+        self._metrics.rows_failed.labels(kind=type(reason).__name__).inc()
+        if attempt.at is None:
+            dead[row_id] = reason
+        else:
+            held.append((row.message_key, row_id))
+
+    def _write_parked(self, connection: Connection, batch: list[Delivery], wall: datetime) -> None:
+        behind: defaultdict[int, list[int]] = defaultdict(list)
+        for delivery in batch:
+            for row_id, blocking in delivery.parked.items():
+                behind[blocking].append(row_id)
+        for blocking, ids in behind.items():
+            for some in _chunks(ids, self._batch_rows):
+                self._statements.hold_back(connection, some, blocking, wall)
+            self._metrics.rows_parked.inc(len(ids))
+
+
+def _chunks(ids: Iterable[int], size: int) -> Iterable[Sequence[int]]:
+    rest = iter(ids)
+    while some := list(islice(rest, size)):
+        yield some
