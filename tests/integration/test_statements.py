@@ -1,0 +1,639 @@
+"""Every statement on the outbox, on a real MySQL and a real MariaDB, on tables as applications really have them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.orm import Session
+
+from cdc_relay.config import DatabaseSettings
+from cdc_relay.embedded.mysql import MysqlServer
+from cdc_relay.errors import DatabaseError, MissingTool
+from cdc_relay.outbox.backoff import NextAttempt
+from cdc_relay.outbox.database import make_engine, transaction
+from cdc_relay.outbox.enqueue import enqueue
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.statements import PARKED, OutboxStatements
+from cdc_relay.outbox.status import TRANSITIONS, Status
+from cdc_relay.outbox.table import outbox_table
+
+pytestmark = pytest.mark.mysql
+
+# Whole seconds: one of the tables keeps no fractions.
+BEFORE = datetime(2026, 1, 2, 3, 0)
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+LATER = NOW + timedelta(minutes=1)
+
+DDL = {
+    # What GORM's AutoMigrate makes of plain struct fields: wide counts, milliseconds, text that takes no NULL.
+    "gorm": """
+        CREATE TABLE gorm (
+            id bigint unsigned AUTO_INCREMENT, biz_type varchar(64) NOT NULL, topic varchar(128) NOT NULL,
+            message_key varchar(128) NOT NULL, payload longtext NOT NULL,
+            status varchar(32) NOT NULL DEFAULT 'pending', retry_count bigint NOT NULL DEFAULT 0,
+            max_retry bigint NOT NULL DEFAULT 20, next_retry_at datetime(3) NULL,
+            last_error varchar(2000) NOT NULL DEFAULT '', published_at datetime(3) NULL, consumed_at datetime(3) NULL,
+            created_at datetime(3) NULL, updated_at datetime(3) NULL, PRIMARY KEY (id),
+            INDEX idx_outbox_status_next (status, next_retry_at, biz_type)
+        ) CHARACTER SET utf8mb4""",
+    # Another order, no fractions of a second, a narrow character set, NULL counts, and more columns, two of them called
+    # like aliases of ours.
+    "odd": """
+        CREATE TABLE odd (
+            tenant int NOT NULL DEFAULT 7, updated_at datetime, created_at datetime, payload longtext,
+            size int AS (char_length(payload)) STORED, held tinyint, message_key varchar(255) CHARACTER SET latin1,
+            status varchar(64) NOT NULL DEFAULT 'pending', topic varchar(255), max_retry bigint unsigned,
+            retry_count bigint unsigned, consumed_at datetime, published_at datetime, last_error longtext,
+            next_retry_at datetime, biz_type varchar(255), id bigint NOT NULL AUTO_INCREMENT PRIMARY KEY, note json,
+            INDEX idx_outbox_status_next (status, next_retry_at, biz_type)
+        ) CHARACTER SET utf8mb4""",
+}
+
+
+class Outbox:
+    """One of the tables, with its statements, and rows put there by hand."""
+
+    def __init__(self, engine: Engine, table: str) -> None:
+        self.engine = engine
+        self.table = table
+        self.statements = OutboxStatements(table)
+        self.no_error = "" if table == "gorm" else None
+
+    def insert(self, **values: Any) -> int:
+        row = {
+            "biz_type": "chat",
+            "topic": "chat-history",
+            "message_key": "k",
+            "payload": "{}",
+            "status": "pending",
+            "retry_count": 0,
+            "max_retry": 20,
+            "next_retry_at": BEFORE,
+            "created_at": BEFORE,
+            "updated_at": BEFORE,
+        } | values
+        names = ", ".join(row)
+        sql = f"INSERT INTO {self.table} ({names}) VALUES ({', '.join(f':{name}' for name in row)})"
+        with self.engine.begin() as connection:
+            return int(connection.execute(text(sql), row).lastrowid)
+
+    def insert_as(self, status: Status) -> int:
+        """A row as it really looks in this status, its delivery not yet written back."""
+        return self.insert(
+            status=status,
+            consumed_at=BEFORE if status is Status.CONSUMED else None,
+            last_error="why" if status is Status.DEAD else self.no_error,
+            retry_count=3 if status is Status.DEAD else 0,
+            next_retry_at=BEFORE if status is Status.PENDING else None,
+        )
+
+    def row(self, row_id: int) -> dict[str, Any]:
+        with self.engine.begin() as connection:
+            found = connection.execute(text(f"SELECT * FROM {self.table} WHERE id = :id"), {"id": row_id})
+            return dict(found.mappings().one())
+
+    def do(self, statement: Callable[[Connection], Any]) -> Any:
+        with transaction(self.engine) as connection:
+            return statement(connection)
+
+
+@pytest.fixture(scope="module", params=["mysql", "mariadb"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    unsafe_but_fast = {"innodb_flush_log_at_trx_commit": 0, "sync_binlog": 0}
+    try:
+        server = MysqlServer(flavour=request.param, options=unsafe_but_fast)
+        with server:
+            engine = make_engine(DatabaseSettings(url=server.url, read_timeout_s=20), pool_size=4)
+            with engine.begin() as connection:
+                outbox_table("ours").create(connection)  # what init-db makes
+                for ddl in DDL.values():
+                    connection.execute(text(ddl))
+            yield engine
+            engine.dispose()
+    except MissingTool as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(params=["ours", *DDL])
+def outbox(engine: Engine, request: pytest.FixtureRequest) -> Outbox:
+    with engine.begin() as connection:
+        connection.execute(text(f"DELETE FROM {request.param}"))
+    return Outbox(engine, request.param)
+
+
+@pytest.fixture
+def ours(engine: Engine) -> Outbox:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM ours"))
+    return Outbox(engine, "ours")
+
+
+# --- which status a statement may leave and enter -------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    run: Callable[[OutboxStatements, Connection, int], int]
+    ends: dict[Status, Status]
+    """Where it takes a row from each status that it touches; every other row stays exactly as it is."""
+
+
+AGAIN, DEAD = NextAttempt(1, LATER), NextAttempt(1, None)
+PENDING, PUBLISHED, CONSUMED = Status.PENDING, Status.PUBLISHED, Status.CONSUMED
+
+CASES: dict[str, Case] = {
+    "lease": Case(lambda s, c, i: s.lease(c, [i], LATER, NOW), {PENDING: PENDING}),
+    "mark_published": Case(
+        lambda s, c, i: s.mark_published(c, [i], 0, NOW),
+        {PENDING: PUBLISHED, PUBLISHED: PUBLISHED, CONSUMED: CONSUMED},  # the latter two: published_at is filled
+    ),
+    "mark_undelivered": Case(lambda s, c, i: s.mark_undelivered(c, i, 0, AGAIN, "too large", NOW), {PENDING: PENDING}),
+    "mark_undelivered, dead": Case(
+        lambda s, c, i: s.mark_undelivered(c, i, 0, DEAD, "too large", NOW), {PENDING: Status.DEAD}
+    ),
+    "hold_back": Case(lambda s, c, i: s.hold_back(c, [i], 1, NOW), {PENDING: PENDING}),
+    "requeue_dead": Case(lambda s, c, i: s.requeue_dead(c, [i], NOW), {Status.DEAD: PENDING}),
+    "requeue_dead, all": Case(lambda s, c, _: s.requeue_dead(c, None, NOW), {Status.DEAD: PENDING}),
+    "mark_consumed": Case(lambda s, c, i: s.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}),
+    "mark_failed": Case(
+        lambda s, c, i: s.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
+    ),
+    "mark_failed, dead": Case(
+        lambda s, c, i: s.mark_failed(c, i, DEAD, "no such chat", NOW),
+        {PENDING: Status.DEAD, PUBLISHED: Status.DEAD},
+    ),
+    "park": Case(lambda s, c, i: s.park(c, [i], 1, LATER, NOW), {PENDING: PENDING, PUBLISHED: PENDING}),
+}
+
+
+@pytest.mark.parametrize("start", list(Status))
+@pytest.mark.parametrize("name", CASES)
+def test_a_statement_touches_rows_of_its_statuses_only_and_takes_them_where_it_says(
+    outbox: Outbox, name: str, start: Status
+) -> None:
+    row_id, bystander = outbox.insert_as(start), outbox.insert_as(PENDING)
+    before, beside = outbox.row(row_id), outbox.row(bystander)
+    touched = outbox.do(lambda connection: CASES[name].run(outbox.statements, connection, row_id))
+    after = outbox.row(row_id)
+    end = CASES[name].ends.get(start)
+    if end is None:
+        assert touched == 0
+        assert after == before
+    else:
+        assert touched == 1
+        assert after["status"] == end
+        assert after["updated_at"] == NOW
+        assert {k: after[k] for k in ("id", "biz_type", "topic", "message_key", "payload", "max_retry")} == {
+            k: before[k] for k in ("id", "biz_type", "topic", "message_key", "payload", "max_retry")
+        }
+        assert after["created_at"] == before["created_at"]
+    assert outbox.row(bystander) == beside
+
+
+def test_the_cases_above_are_transitions_of_the_contract_and_cover_all_of_them() -> None:
+    made = {(start, end) for case in CASES.values() for start, end in case.ends.items()}
+    allowed = {(start, end) for start, ends in TRANSITIONS.items() for end in ends}
+    only_filled = {(PUBLISHED, PUBLISHED), (CONSUMED, CONSUMED)}  # mark_published fills a missing time
+    assert made - only_filled == allowed
+
+
+def test_every_writing_statement_is_among_the_cases_and_its_docstring_says_the_same() -> None:
+    documented = {}
+    for name, method in inspect.getmembers(OutboxStatements, inspect.isfunction):
+        if said := re.match(r"(\w+(?: or \w+)*) -> (\w+(?: or \w+)*)", inspect.getdoc(method) or ""):
+            documented[name] = tuple(set(group.split(" or ")) for group in said.groups())
+        elif not name.startswith("_"):
+            assert "Changes nothing" in (inspect.getdoc(method) or ""), f"{name} does not say what it changes"
+    by_method: dict[str, list[Case]] = {}
+    for name, case in CASES.items():
+        by_method.setdefault(name.partition(",")[0], []).append(case)
+    assert set(documented) == set(by_method)
+    for name, (leaves, enters) in documented.items():
+        moves = [
+            (start, end)
+            for case in by_method[name]
+            for start, end in case.ends.items()
+            if name != "mark_published" or start != end
+        ]
+        assert {start for start, _ in moves} == leaves, name
+        assert {end for _, end in moves} == enters, name
+
+
+# --- what they write ------------------------------------------------------------------------------------------------
+
+
+def test_published_clears_the_error_and_the_next_attempt(outbox: Outbox) -> None:
+    row_id = outbox.insert(last_error="Kafka refused it", retry_count=2, next_retry_at=LATER)
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 2, NOW)) == 1
+    row = outbox.row(row_id)
+    assert (row["published_at"], row["next_retry_at"], row["last_error"]) == (NOW, None, outbox.no_error)
+    assert row["retry_count"] == 2
+
+
+def test_consumed_clears_the_error_and_the_next_attempt_and_fills_both_times(outbox: Outbox) -> None:
+    row_id = outbox.insert(last_error="no such chat", retry_count=2, next_retry_at=LATER)
+    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    row = outbox.row(row_id)
+    assert (row["published_at"], row["consumed_at"]) == (NOW, NOW)
+    assert (row["next_retry_at"], row["last_error"]) == (None, outbox.no_error)
+
+
+def test_consumed_keeps_the_time_at_which_it_was_published(outbox: Outbox) -> None:
+    row_id = outbox.insert(status="published", published_at=BEFORE)
+    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    assert outbox.row(row_id)["published_at"] == BEFORE
+
+
+@pytest.mark.parametrize("by", ["mark_undelivered", "mark_failed"])
+def test_a_failure_counts_schedules_and_says_why(outbox: Outbox, by: str) -> None:
+    row_id = outbox.insert(retry_count=4)
+    reason = "汉字 😀 " * 1000
+    attempt = NextAttempt(5, LATER)
+    before = {"mark_undelivered": (4,), "mark_failed": ()}[by]
+    outbox.do(lambda c: getattr(outbox.statements, by)(c, row_id, *before, attempt, reason, NOW))
+    row = outbox.row(row_id)
+    assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("pending", 5, LATER)
+    assert row["last_error"] == reason[:1999] + "…"
+
+
+@pytest.mark.parametrize("by", ["mark_undelivered", "mark_failed"])
+def test_the_last_failure_leaves_no_next_attempt(outbox: Outbox, by: str) -> None:
+    row_id = outbox.insert(retry_count=19)
+    before = {"mark_undelivered": (19,), "mark_failed": ()}[by]
+    outbox.do(lambda c: getattr(outbox.statements, by)(c, row_id, *before, NextAttempt(20, None), "why", NOW))
+    row = outbox.row(row_id)
+    assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("dead", 20, None)
+    assert row["last_error"] == "why"
+
+
+def test_parking_and_holding_back_note_the_row_ahead_and_count_nothing(outbox: Outbox) -> None:
+    parked, held = outbox.insert(status="published", published_at=BEFORE), outbox.insert()
+    outbox.do(lambda c: outbox.statements.park(c, [parked], 41, LATER, NOW))
+    outbox.do(lambda c: outbox.statements.hold_back(c, [held], 42, NOW))
+    assert (outbox.row(parked)["last_error"], outbox.row(held)["last_error"]) == (
+        f"{PARKED} (id 41)",
+        f"{PARKED} (id 42)",
+    )
+    assert (outbox.row(parked)["retry_count"], outbox.row(held)["retry_count"]) == (0, 0)
+    assert outbox.row(parked)["next_retry_at"] == LATER
+    assert outbox.row(held)["next_retry_at"] == BEFORE, "it stays due"
+
+
+def test_a_requeued_row_starts_with_a_clean_slate(outbox: Outbox) -> None:
+    row_id = outbox.insert(status="dead", retry_count=20, last_error="why", published_at=BEFORE, next_retry_at=None)
+    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, [row_id], NOW)) == 1
+    row = outbox.row(row_id)
+    assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("pending", 0, NOW)
+    assert (row["last_error"], row["published_at"]) == (outbox.no_error, None)
+    assert not outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].held
+
+
+def test_every_dead_row_is_requeued_when_none_is_named(outbox: Outbox) -> None:
+    dead = [outbox.insert_as(Status.DEAD) for _ in range(3)]
+    others = [outbox.insert_as(status) for status in (PENDING, PUBLISHED, CONSUMED)]
+    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, None, NOW)) == 3
+    assert {outbox.row(row_id)["status"] for row_id in dead} == {"pending"}
+    assert [outbox.row(row_id)["status"] for row_id in others] == ["pending", "published", "consumed"]
+
+
+def test_a_thousand_rows_are_published_by_one_statement(outbox: Outbox) -> None:
+    ids = [outbox.insert() for _ in range(200)]
+    missing = [max(ids) + n for n in range(1, 801)]
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, ids + missing, 0, NOW)) == 200
+    assert outbox.do(outbox.statements.count_by_status) == {"published": 200}
+
+
+def test_no_rows_are_no_error(outbox: Outbox) -> None:
+    statements = outbox.statements
+    for nothing in (
+        outbox.do(lambda c: statements.mark_published(c, [], 0, NOW)),
+        outbox.do(lambda c: statements.lease(c, [], LATER, NOW)),
+        outbox.do(lambda c: statements.mark_consumed(c, [], NOW)),
+        outbox.do(lambda c: statements.requeue_dead(c, [], NOW)),
+    ):
+        assert nothing == 0
+    assert outbox.do(lambda c: statements.still_pending(c, [])) == set()
+    assert outbox.do(lambda c: statements.lock_rows(c, [])) == {}
+
+
+# --- the token of a delivery ----------------------------------------------------------------------------------------
+
+
+def test_a_late_write_back_does_not_undo_the_consumers_retry(outbox: Outbox) -> None:
+    row_id = outbox.insert()
+    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
+    before = outbox.row(row_id)
+    assert before["published_at"] == NOW, "the consumer has it, so it was published"
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
+    assert outbox.row(row_id) == before
+
+
+def test_a_late_write_back_does_not_undo_the_consumers_parking_though_the_count_is_the_same(outbox: Outbox) -> None:
+    row_id = outbox.insert()
+    outbox.do(lambda c: outbox.statements.park(c, [row_id], 1, LATER, NOW))
+    before = outbox.row(row_id)
+    assert before["retry_count"] == 0
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
+    assert outbox.row(row_id) == before
+
+
+def test_a_late_write_back_of_the_first_delivery_leaves_the_second_alone(outbox: Outbox) -> None:
+    row_id = outbox.insert()
+    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, NextAttempt(1, NOW), "no such chat", NOW))
+    outbox.do(lambda c: outbox.statements.lease(c, [row_id], LATER, NOW))
+    before = outbox.row(row_id)
+    assert before["published_at"] is None, "the lease renews the token"
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
+    assert outbox.row(row_id) == before
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 1, LATER)) == 1
+    assert outbox.row(row_id)["status"] == "published"
+
+
+def test_a_late_failure_report_leaves_what_was_decided_meanwhile(outbox: Outbox) -> None:
+    row_id = outbox.insert()
+    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
+    before = outbox.row(row_id)
+    assert outbox.do(lambda c: outbox.statements.mark_undelivered(c, row_id, 0, DEAD, "too large", LATER)) == 0
+    assert outbox.row(row_id) == before
+
+
+def test_a_late_write_back_fills_the_time_of_a_consumed_row_and_nothing_else(outbox: Outbox) -> None:
+    row_id = outbox.insert(status="consumed", consumed_at=BEFORE, next_retry_at=None, last_error="kept")
+    before = outbox.row(row_id)
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, NOW)) == 1
+    assert outbox.row(row_id) == before | {"published_at": NOW, "updated_at": NOW}
+
+
+def test_publishing_twice_is_publishing_once(outbox: Outbox) -> None:
+    row_id = outbox.insert()
+    outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, NOW))
+    before = outbox.row(row_id)
+    assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
+    assert outbox.row(row_id) == before
+
+
+def test_a_row_that_was_sent_before_is_not_held_back_as_unsent(outbox: Outbox) -> None:
+    for values in ({"retry_count": 1}, {"published_at": BEFORE}):
+        row_id = outbox.insert(**values)
+        assert outbox.do(lambda c, row_id=row_id: outbox.statements.hold_back(c, [row_id], 1, NOW)) == 0
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_read_as_the_application_wrote_it(outbox: Outbox) -> None:
+    payload = '{"message": "汉字 😀 \\u003c ' + "x" * 2_000_000 + '"}'
+    key = "schlüssel" if outbox.table == "odd" else "钥匙-😀"
+    row_id = outbox.insert(payload=payload, message_key=key, retry_count=2, max_retry=5, next_retry_at=LATER)
+    expected = OutboxRow(
+        *(row_id, "chat", "chat-history", key.encode(), payload.encode(), "pending", 2, 5, LATER, BEFORE), held=True
+    )
+    for read in (outbox.statements.read, outbox.statements.read_committed):
+        (row,) = outbox.do(lambda c, read=read: read(c, [row_id]))
+        assert row == expected
+        assert type(row.payload) is bytes
+        assert type(row.held) is bool
+    (locked,) = outbox.do(lambda c: outbox.statements.lock_rows(c, [row_id])).values()
+    assert (locked.id, locked.message_key, locked.retry_count, locked.max_retry) == (row_id, key.encode(), 2, 5)
+    assert (locked.next_retry_at, locked.published_at, locked.created_at) == (LATER, None, BEFORE)
+
+
+def test_a_null_reads_as_its_default(engine: Engine) -> None:
+    outbox = Outbox(engine, "odd")
+    row_id = outbox.insert(
+        **dict.fromkeys(("biz_type", "topic", "message_key", "payload", "retry_count", "max_retry", "next_retry_at")),
+        created_at=None,
+    )
+    (row,) = outbox.do(lambda c: outbox.statements.read(c, [row_id]))
+    assert row == OutboxRow(row_id, "", "", b"", b"", "pending", 0, 20, None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "held"),
+    [
+        ({}, False),
+        ({"last_error": ""}, False),
+        ({"retry_count": 1}, True),
+        ({"published_at": BEFORE}, True),
+        ({"last_error": "parked"}, True),
+    ],
+)
+def test_a_row_that_was_tried_before_is_held(outbox: Outbox, values: dict[str, Any], held: bool) -> None:
+    row_id = outbox.insert(**values)
+    assert outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].held == held
+    assert outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].is_fresh == (not held)
+    assert [row.held for row in outbox.do(lambda c: outbox.statements.pending_page(c, 0, 10))] == [held]
+    assert [row.id for row in outbox.do(outbox.statements.held_rows)] == ([row_id] if held else [])
+
+
+def test_rows_are_read_in_id_order_whatever_the_order_asked_for(outbox: Outbox) -> None:
+    ids = [outbox.insert() for _ in range(5)]
+    asked = [ids[3], ids[0], ids[4], ids[1], ids[2]]
+    for read in (outbox.statements.read, outbox.statements.read_committed):
+        assert [row.id for row in outbox.do(lambda c, read=read: read(c, asked))] == ids
+    assert list(outbox.do(lambda c: outbox.statements.lock_rows(c, asked))) == ids
+
+
+def test_pending_rows_come_page_by_page_with_their_sizes(outbox: Outbox) -> None:
+    ids = []
+    for n in range(5):
+        ids.append(outbox.insert(payload='"' + "汉" * n + '"'))
+        outbox.insert_as(PUBLISHED)
+    pages, after = [], 0
+    while page := outbox.do(lambda c: outbox.statements.pending_page(c, after, 2)):  # noqa: B023  # called at once
+        pages.append([(row.id, row.size) for row in page])
+        after = page[-1].id
+    expected = [(row_id, 2 + 3 * n) for n, row_id in enumerate(ids)]
+    assert pages == [expected[:2], expected[2:4], expected[4:]]
+
+
+def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:
+    late = outbox.insert(next_retry_at=NOW)
+    never_scheduled = outbox.insert(next_retry_at=None)
+    outbox.insert(next_retry_at=NOW + timedelta(seconds=1))
+    earlier = outbox.insert(next_retry_at=BEFORE)
+    for status in (PUBLISHED, CONSUMED, Status.DEAD):
+        outbox.insert(status=status, next_retry_at=BEFORE)
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 10))] == [
+        late,
+        never_scheduled,
+        earlier,
+    ]
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2))] == [late, never_scheduled]
+
+
+def test_waiting_are_failed_and_parked_rows_whose_time_is_to_come(outbox: Outbox) -> None:
+    failed = outbox.insert(retry_count=1, next_retry_at=LATER, message_key="a")
+    parked = outbox.insert(last_error=PARKED, next_retry_at=LATER, message_key="b")
+    outbox.insert(next_retry_at=LATER)  # scheduled by the application: holds nothing back
+    outbox.insert(retry_count=1, next_retry_at=NOW)  # due
+    outbox.insert(retry_count=1, next_retry_at=LATER, status="dead")
+    assert outbox.do(lambda c: outbox.statements.waiting(c, NOW, 10)) == [(failed, b"a"), (parked, b"b")]
+
+
+def test_unsettled_are_failed_and_parked_rows_and_failed_ones_on_their_way_again(outbox: Outbox) -> None:
+    expected = {
+        (outbox.insert(retry_count=1, next_retry_at=LATER, message_key="a"), b"a"),
+        (outbox.insert(retry_count=1, message_key="b"), b"b"),
+        (outbox.insert(last_error=PARKED, message_key="c"), b"c"),
+        (outbox.insert(status="published", retry_count=1, published_at=BEFORE, message_key="d"), b"d"),
+    }
+    outbox.insert()
+    outbox.insert(status="published", published_at=BEFORE)
+    outbox.insert(status="consumed", retry_count=1)
+    outbox.insert(status="dead", retry_count=1)
+    assert set(outbox.do(lambda c: list(outbox.statements.unsettled(c)))) == expected
+
+
+def test_still_open_tells_the_next_attempt_of_rows_that_a_consumer_put_back(outbox: Outbox) -> None:
+    put_back = outbox.insert(retry_count=1, next_retry_at=LATER, published_at=BEFORE)
+    leased = outbox.insert(retry_count=1, next_retry_at=LATER)
+    published = outbox.insert(status="published", published_at=BEFORE, next_retry_at=None)
+    ended = [outbox.insert_as(CONSUMED), outbox.insert_as(Status.DEAD)]
+    assert outbox.do(lambda c: outbox.statements.still_open(c, [put_back, leased, published, *ended, 999_999])) == {
+        put_back: LATER,
+        leased: None,
+        published: None,
+    }
+
+
+def test_still_pending_counts_and_the_oldest(outbox: Outbox) -> None:
+    assert outbox.do(outbox.statements.oldest_pending) is None
+    assert outbox.do(outbox.statements.count_by_status) == {}
+    done = outbox.insert_as(CONSUMED)
+    first = outbox.insert(retry_count=2, last_error="why", next_retry_at=LATER)
+    second = outbox.insert()
+    assert outbox.do(lambda c: outbox.statements.still_pending(c, [done, first, second, 999_999])) == {first, second}
+    assert outbox.do(outbox.statements.count_by_status) == {"consumed": 1, "pending": 2}
+    oldest = outbox.do(outbox.statements.oldest_pending)
+    assert (oldest.id, oldest.retry_count, oldest.last_error) == (first, 2, "why")
+    assert (oldest.created_at, oldest.next_retry_at) == (BEFORE, LATER)
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_sweeps_share_due_rows_without_waiting_for_one_another(outbox: Outbox) -> None:
+    ids = [outbox.insert() for _ in range(4)]
+    with transaction(outbox.engine) as one:
+        assert [row.id for row in outbox.statements.lock_due(one, ids[:2], NOW)] == ids[:2]
+        began = time.monotonic()
+        with transaction(outbox.engine) as other:
+            assert [row.id for row in outbox.statements.lock_due(other, ids, NOW)] == ids[2:]
+        assert time.monotonic() - began < 2
+        outbox.statements.lease(one, ids[:2], LATER, NOW)
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.lock_due(c, ids, NOW))] == ids[2:]
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.lock_due(c, ids, LATER))] == ids
+
+
+def test_rows_that_ended_meanwhile_or_are_not_due_are_not_locked(outbox: Outbox) -> None:
+    ids = [outbox.insert_as(status) for status in Status] + [outbox.insert(next_retry_at=LATER)]
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.lock_due(c, ids, NOW))] == ids[:1]
+
+
+@pytest.mark.parametrize("read", ["read_committed", "lock_rows"])
+def test_a_row_that_another_transaction_is_writing_is_waited_for(ours: Outbox, read: str) -> None:
+    # As a row stands in the binlog a moment before InnoDB shows it to others.
+    found: list[Any] = []
+    started = threading.Event()
+
+    def other() -> None:
+        with transaction(ours.engine) as connection:
+            started.set()
+            found.extend(getattr(ours.statements, read)(connection, [row_id]))
+
+    with transaction(ours.engine) as writing:
+        row_id = enqueue(writing, biz_type="chat", topic="t", message_key="k", payload={}, table="ours")
+        assert ours.do(lambda c: ours.statements.read(c, [row_id])) == [], "a plain read sees nothing yet"
+        reader = threading.Thread(target=other)
+        reader.start()
+        assert started.wait(5)
+        reader.join(0.3)
+        assert reader.is_alive(), "it did not wait"
+    reader.join(10)
+    assert len(found) == 1
+
+
+# --- enqueue --------------------------------------------------------------------------------------------------------
+
+
+def test_an_enqueued_row_is_committed_with_the_callers_own_data(outbox: Outbox) -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    arguments: dict[str, Any] = {
+        "biz_type": "chat",
+        "topic": "chat-history",
+        "message_key": "k",
+        "payload": {"message": "汉字 😀 'quotes' \\ \n"},
+        "table": outbox.table,
+    }
+    with Session(outbox.engine) as session, session.begin():
+        by_session = enqueue(session, **arguments, now=now)
+    with outbox.engine.begin() as connection:
+        by_connection = enqueue(connection, **arguments, now=now, delay=timedelta(minutes=1), max_retry=3)
+    assert by_connection > by_session > 0
+    rows = outbox.do(lambda c: outbox.statements.read(c, [by_session, by_connection]))
+    payload = '{"message":"汉字 😀 \'quotes\' \\\\ \\n"}'.encode()
+    assert rows == [
+        OutboxRow(by_session, "chat", "chat-history", b"k", payload, "pending", 0, 20, NOW, NOW),
+        OutboxRow(by_connection, "chat", "chat-history", b"k", payload, "pending", 0, 3, LATER, NOW),
+    ]
+    assert all(row.is_fresh for row in rows)
+
+
+@pytest.mark.parametrize("how", ["session", "connection", "savepoint"])
+def test_a_rollback_leaves_nothing(outbox: Outbox, how: str) -> None:
+    arguments: dict[str, Any] = {
+        "biz_type": "chat",
+        "topic": "chat-history",
+        "message_key": "k",
+        "payload": b"{}",
+        "table": outbox.table,
+    }
+    if how == "session":
+        with pytest.raises(ZeroDivisionError), Session(outbox.engine) as session, session.begin():
+            enqueue(session, **arguments)
+            raise ZeroDivisionError
+    elif how == "connection":
+        with pytest.raises(ZeroDivisionError), outbox.engine.begin() as connection:
+            enqueue(connection, **arguments)
+            raise ZeroDivisionError
+    else:
+        with outbox.engine.begin() as connection:
+            savepoint = connection.begin_nested()
+            enqueue(connection, **arguments)
+            savepoint.rollback()
+    assert outbox.do(outbox.statements.count_by_status) == {}
+
+
+def test_the_transaction_is_left_open_for_the_caller(outbox: Outbox) -> None:
+    with outbox.engine.connect() as connection:
+        enqueue(connection, biz_type="chat", topic="t", message_key="k", payload={}, table=outbox.table)
+        assert connection.in_transaction()
+        assert outbox.do(outbox.statements.count_by_status) == {}, "not visible before the caller commits"
+        connection.commit()
+    assert outbox.do(outbox.statements.count_by_status) == {"pending": 1}
+
+
+def test_a_missing_table_or_column_is_named_with_what_to_do(ours: Outbox) -> None:
+    with pytest.raises(DatabaseError, match=r"1146: .*nowhere.*init-db"):
+        ours.do(OutboxStatements("nowhere").count_by_status)
+    with ours.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE IF NOT EXISTS bare (id BIGINT PRIMARY KEY, status VARCHAR(32))"))
+    with pytest.raises(DatabaseError, match=r"1054: .*biz_type.*init-db --print"):
+        ours.do(lambda c: OutboxStatements("bare").read(c, [1]))
+
+
+def test_a_table_of_another_database_is_reached_by_its_full_name(ours: Outbox) -> None:
+    row_id = ours.insert()
+    statements = OutboxStatements("outbox.ours")
+    assert ours.do(lambda c: statements.mark_published(c, [row_id], 0, NOW)) == 1
