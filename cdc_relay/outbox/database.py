@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pymysql
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable
@@ -120,6 +121,6 @@ def translate(error: BaseException) -> DatabaseError:
         return DatabaseUnavailable(f"MySQL is contended: {_CONTENDED[code]} ({code}: {words})")
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return DatabaseUnavailable(f"MySQL is away: {words}")
-    if isinstance(original, pymysql.err.InterfaceError):
+    if isinstance(original, pymysql.err.InterfaceError | PoolTimeout):  # the latter: each connection waits for MySQL
         return DatabaseUnavailable(f"MySQL is away: {words}")
     return DatabaseError(f"MySQL says {code}: {words}" if code else f"MySQL: {words}", hint=_HINTS.get(code or -1))
