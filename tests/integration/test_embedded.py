@@ -94,28 +94,28 @@ def consume(broker: KafkaBroker | MockKafka, topic: str, count: int) -> list[byt
     return got
 
 
-@pytest.mark.mysql
-@pytest.mark.parametrize("flavour", ["mysql", "mariadb"])
-class TestMysql:
-    @pytest.fixture(scope="class")
-    def server(self, flavour: Any) -> Iterator[MysqlServer]:
-        with MysqlServer(flavour=flavour, server_id=7, options={"binlog_row_image": "MINIMAL"}) as running:
-            ask(running, "CREATE TABLE kept (id INT PRIMARY KEY)")
-            yield running
+@pytest.fixture(scope="class", params=["mysql", "mariadb"])
+def server(request: pytest.FixtureRequest) -> Iterator[MysqlServer]:
+    with MysqlServer(flavour=request.param, server_id=7, options={"binlog_row_image": "MINIMAL"}) as running:
+        assert running.flavour == request.param
+        ask(running, "CREATE TABLE kept (id INT PRIMARY KEY)")
+        yield running
 
-    def test_it_is_what_it_says_and_as_it_was_asked_for(self, server: MysqlServer, flavour: str) -> None:
+
+@pytest.mark.mysql
+class TestMysql:
+    def test_it_is_what_it_says_and_as_it_was_asked_for(self, server: MysqlServer) -> None:
         ((version, log_bin, binlog_format, image, server_id, database),) = ask(
             server, "SELECT VERSION(), @@log_bin, @@binlog_format, @@binlog_row_image, @@server_id, DATABASE()"
         )
-        assert server.flavour == flavour
-        assert ("mariadb" in version.lower()) == (flavour == "mariadb")
+        assert ("mariadb" in version.lower()) == (server.flavour == "mariadb")
         assert version.startswith(server.server_version)
         assert (log_bin, binlog_format, image, server_id, database) == (1, "ROW", "MINIMAL", 7, "outbox")
         assert server.url == f"mysql+pymysql://root@127.0.0.1:{server.port}/outbox"
 
-    def test_its_durability_is_the_servers_own(self, server: MysqlServer, flavour: str) -> None:
+    def test_its_durability_is_the_servers_own(self, server: MysqlServer) -> None:
         ((flush, sync),) = ask(server, "SELECT @@innodb_flush_log_at_trx_commit, @@sync_binlog")
-        assert (flush, sync) == ((1, 1) if flavour == "mysql" else (1, 0))
+        assert (flush, sync) == ((1, 1) if server.flavour == "mysql" else (1, 0))
 
     def test_its_binlog_begins_without_our_own_preparations(self, server: MysqlServer) -> None:
         (first, *_) = ask(server, "SHOW BINARY LOGS")
@@ -162,11 +162,14 @@ class TestMysql:
         server.restart()
         assert ask(server, "SELECT @@max_connections") == ((33,),)
 
-    def test_an_option_it_does_not_know_is_told_in_its_own_words(self, flavour: Any) -> None:
-        server = MysqlServer(flavour=flavour, options={"no_such_option": 1})
-        with pytest.raises(DatabaseUnavailable, match="no-such-option"):
-            server.start()
-        assert not server.is_running
+
+@pytest.mark.mysql
+@pytest.mark.parametrize("flavour", ["mysql", "mariadb"])
+def test_an_option_the_server_does_not_know_is_told_in_its_own_words(flavour: Any) -> None:
+    server = MysqlServer(flavour=flavour, options={"no_such_option": 1})
+    with pytest.raises(DatabaseUnavailable, match="no-such-option"):
+        server.start()
+    assert not server.is_running
 
 
 @pytest.mark.mysql
@@ -201,13 +204,14 @@ def test_a_port_that_somebody_has_is_refused_at_once_and_nothing_is_left() -> No
         server.home  # noqa: B018
 
 
+@pytest.fixture(scope="class")
+def broker() -> Iterator[KafkaBroker]:
+    with KafkaBroker(options={"num.partitions": 3}) as running:
+        yield running
+
+
 @pytest.mark.kafka
 class TestKafka:
-    @pytest.fixture(scope="class")
-    def broker(self) -> Iterator[KafkaBroker]:
-        with KafkaBroker(options={"num.partitions": 3}) as running:
-            yield running
-
     def test_records_come_back(self, broker: KafkaBroker) -> None:
         produce(broker, "round", b"trip")
         assert consume(broker, "round", 1) == [b"trip"]
