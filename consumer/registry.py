@@ -1,0 +1,75 @@
+"""Which handler has the effect of which ``biz_type``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from cdc_relay.errors import PoisonRow, RelayError, RowError
+from cdc_relay.outbox.row import LockedRow
+from consumer.unit_of_work import UnitOfWork
+
+P = TypeVar("P")
+
+
+class Event(NamedTuple, Generic[P]):
+    """A message to be applied: its outbox row, locked, and its payload as the handler has read it."""
+
+    row: LockedRow
+    payload: P
+
+
+class Refused(RelayError):
+    """A handler cannot apply some of the events that it was given; the transaction is rolled back.
+
+    ``reasons`` has for each such outbox id why: RetryableRow if it may go well later, PoisonRow if it never can.
+    """
+
+    def __init__(self, reasons: Mapping[int, RowError]) -> None:
+        super().__init__(f"{len(reasons)} events were refused")
+        self.reasons = reasons
+
+
+@dataclass(frozen=True)
+class Handler(Generic[P]):
+    """The effect of one ``biz_type``: two plain functions, and a third that looks before the start.
+
+    Example, a message that only counts: ``Handler("ping", read=int, apply=lambda work, events: …, check=…)``.
+    """
+
+    biz_type: str
+    read: Callable[[Any], P]
+    """The payload from parsed JSON; raises PoisonRow that names the field and the value it must have. No I/O."""
+    apply: Callable[[UnitOfWork, Sequence[Event[P]]], None]
+    """The effect of these events, in this order, in the transaction of ``work``, which it neither commits nor rolls
+    back. Called with all events of its type in a batch, so that they cost few statements; raises ``Refused`` for those
+    that it cannot apply, or RowError when it cannot tell which. Whatever it raises, nothing of the batch is kept."""
+    check: Callable[[UnitOfWork], None]
+    """Raises DatabaseError when what ``apply`` needs is missing: tables, columns, privileges. Changes nothing."""
+
+
+class HandlerRegistry:
+    """The handlers by ``biz_type``; fixed once it is made."""
+
+    def __init__(self, handlers: Iterable[Handler[Any]]) -> None:
+        self._handlers: dict[str, Handler[Any]] = {}
+        for handler in handlers:
+            if handler.biz_type in self._handlers:
+                raise ValueError(f"two handlers for biz_type {handler.biz_type!r}")
+            self._handlers[handler.biz_type] = handler
+
+    def __iter__(self) -> Iterator[Handler[Any]]:
+        return iter(self._handlers.values())
+
+    def handler(self, biz_type: str) -> Handler[Any]:
+        """Raises PoisonRow when nobody handles ``biz_type``."""
+        handler = self._handlers.get(biz_type)
+        if handler is None:
+            known = ", ".join(sorted(self._handlers)) or "none"
+            raise PoisonRow(f"no handler for biz_type {biz_type!r:.80}; this consumer handles: {known}")
+        return handler
+
+    def read(self, biz_type: str, payload: Any) -> Any:
+        """The payload as its handler wants it; raises PoisonRow."""
+        return self.handler(biz_type).read(payload)

@@ -1,0 +1,207 @@
+"""Composition root: builds everything from Settings, looks before it starts, runs the worker, stops in two phases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import datetime
+from types import FrameType
+
+from cdc_relay.admin.server import AdminServer
+from cdc_relay.config import Settings
+from cdc_relay.errors import DatabaseUnavailable
+from cdc_relay.logs import get_logger
+from cdc_relay.outbox.backoff import Backoff, NextAttempt
+from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.statements import OutboxStatements
+from consumer import topics
+from consumer.dead_letter import ACK_TIMEOUT_S, DeadLetterTopics
+from consumer.handlers import default_registry
+from consumer.metrics import ConsumerMetrics, process_registry
+from consumer.outage import ride_out_with
+from consumer.plan import Counts
+from consumer.properties import admin_properties, consumer_properties, producer_properties
+from consumer.registry import HandlerRegistry
+from consumer.source import KafkaSource
+from consumer.unit_of_work import UnitOfWork, consumer_engine
+from consumer.worker import Worker
+
+DEFAULT_PORT = 9465
+#: Seconds within which MySQL must answer at the start; once it has, an outage is waited out.
+DATABASE_TIMEOUT_S = 10.0
+#: Seconds between two looks at the group and its lag.
+LOOK_EVERY_S = 1.0
+
+log = get_logger(__name__)
+
+
+class Service:
+    """The consumer program. ``run`` returns when ``stop`` is set, by a signal or by the caller."""
+
+    def __init__(self, settings: Settings, registry: HandlerRegistry | None = None) -> None:
+        """``registry``: the handlers, all that ship when None. Nothing is connected to yet.
+
+        Raises ConfigurationError.
+        """
+        topics.check_names(settings.consumer.topics, settings.consumer.dead_letter_suffix)
+        self.stop = threading.Event()
+        self._settings = settings
+        self._handlers = registry or default_registry()
+        self._engine = consumer_engine(settings.database)
+        self._outbox = OutboxStatements(settings.database.table)
+        self._consumer_properties = consumer_properties(settings.kafka, settings.consumer.group_id)
+        self._registry = process_registry()
+        self._metrics = ConsumerMetrics(self._registry)
+        self._looked_at = 0.0
+
+    def check(self) -> None:
+        """Ask Kafka and MySQL whether all that is needed is there; make missing topics where that is allowed.
+
+        Raises KafkaError or DatabaseError that says what is wrong.
+        """
+        consumer = self._settings.consumer
+        topics.prepare(
+            admin_properties(self._settings.kafka),
+            consumer.topics,
+            consumer.dead_letter_suffix,
+            create=consumer.create_topics,
+        )
+        self._check_database()
+
+    def run(self, *, drain_timeout_s: float) -> None:
+        """Consume until stopped. Raises RelayError for what waiting does not cure."""
+        with (
+            closing(self),
+            two_phase_stop(self.stop, drain_timeout_s),
+            AdminServer(
+                self._settings.admin,
+                program="cdc-consumer",
+                default_port=DEFAULT_PORT,
+                registry=self._registry,
+                health=self._metrics.health,
+                ready=self._metrics.ready,
+                state=self._metrics.state,
+            ),
+        ):
+            self.check()
+            if not self.stop.is_set():
+                # In a thread of its own: librdkafka may wait for a broker longer than a signal may go unheard.
+                with ThreadPoolExecutor(1, "consumer") as pool:
+                    pool.submit(self._consume).result()
+        log.info("stopped", action="stopped")
+
+    def close(self) -> None:
+        """Give the database's connections back. Safe to call twice."""
+        self._engine.dispose()
+
+    def _consume(self) -> None:
+        with self.worker() as worker:
+            log.info(
+                f"consuming {', '.join(self._settings.consumer.topics)}",
+                action="consuming",
+                topics=self._settings.consumer.topics,
+                group_id=self._settings.consumer.group_id,
+            )
+            worker.run(self.stop)
+
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        """The worker with all that it needs, in the group until the block is left. To be used in one thread."""
+        settings = self._settings
+        with (
+            closing(
+                DeadLetterTopics(
+                    producer_properties(settings.kafka, timeout_s=ACK_TIMEOUT_S),
+                    settings.consumer.dead_letter_suffix,
+                    self._metrics.dead_letters.inc,
+                )
+            ) as dead_letters,
+            closing(
+                KafkaSource(
+                    self._consumer_properties,
+                    settings.consumer.topics,
+                    batch_rows=settings.consumer.batch_rows,
+                    batch_bytes=settings.consumer.batch_bytes,
+                    batch_wait_s=settings.consumer.batch_wait_s,
+                    stop=self.stop,
+                )
+            ) as source,
+        ):
+
+            def on_turn(counts: Counts, seconds: float, parked_keys: int) -> None:
+                self._metrics.turned(counts, seconds, parked_keys)
+                if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+                    self._looked_at = time.monotonic()
+                    self._metrics.looked(source.partitions, source.lag())
+
+            yield Worker(
+                source=source,
+                registry=self._handlers,
+                unit_of_work=self._unit_of_work,
+                bury=dead_letters.send,
+                ride_out=ride_out_with(self.stop, self._metrics.outage),
+                backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
+                zone=settings.database.zone,
+                on_turn=on_turn,
+            )
+
+    def _unit_of_work(self, now: datetime) -> UnitOfWork:
+        return UnitOfWork(self._engine, self._outbox, self._settings.database.zone, now)
+
+    def _check_database(self) -> None:
+        """Run every write for a row that there is not, and keep nothing."""
+        deadline = time.monotonic() + DATABASE_TIMEOUT_S
+        while not self.stop.is_set():
+            try:
+                with self._unit_of_work(utc_now()) as work:
+                    work.outbox.lock_rows(work.connection, [0])
+                    work.outbox.mark_consumed(work.connection, [0], work.now)
+                    work.outbox.mark_failed(work.connection, 0, NextAttempt(1, work.now), "", work.now)
+                    for handler in self._handlers:
+                        handler.check(work)
+                return
+            except DatabaseUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise DatabaseUnavailable(
+                        f"no answer within {DATABASE_TIMEOUT_S:g} s: {error.message}",
+                        hint="Check database.url, and that the server runs and is reachable from here",
+                    ) from error
+                self.stop.wait(0.5)
+
+
+@contextmanager
+def two_phase_stop(stop: threading.Event, drain_timeout_s: float) -> Iterator[None]:
+    """SIGTERM and SIGINT set ``stop``; a second one, or ``drain_timeout_s`` after the first, ends the process at once.
+
+    To end it at once is safe, since nothing is acknowledged before it is durable; it only costs duplicates.
+    """
+    watch = threading.Timer(drain_timeout_s, _give_up, [drain_timeout_s])
+    watch.daemon = True
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        # No logging here: the signal may have come in the middle of it.
+        if stop.is_set():
+            os._exit(130 if number == signal.SIGINT else 1)
+        stop.set()
+        watch.start()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        watch.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _give_up(drain_timeout_s: float) -> None:
+    log.error(
+        f"not drained within {drain_timeout_s:g} s; what is in hand is read again after the next start",
+        action="drain_timeout",
+    )
+    os._exit(1)

@@ -1,0 +1,237 @@
+"""Batches of records from Kafka, and the offsets back to it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError as Reported
+
+from cdc_relay.errors import KafkaError
+from cdc_relay.logs import OncePerKind, get_logger
+from consumer.delivery import KafkaRecord, Partition
+from consumer.kafka_errors import is_final, translate
+from consumer.properties import Properties, make_client
+
+#: Seconds that one look for a first record may take; between two looks the program can be stopped.
+IDLE_WAIT_S = 0.5
+#: Records taken at a time, so that a batch of large ones goes over its limit by no more than so many.
+SLICE = 64
+#: Seconds after which a commit of offsets that has failed is tried again. One takes up to 45 s if brokers are away.
+COMMIT_AGAIN_AFTER_S = 5.0
+#: Waits below this many seconds are slept; to pause the partitions would throw away what was fetched ahead.
+SHORT_WAIT_S = 1.0
+
+log = get_logger(__name__)
+_troubles = OncePerKind(log, every_s=60.0)
+
+
+class KafkaSource:
+    """A member of the consumer group. Not safe for threads; callbacks come inside ``next_batch`` and ``keep_alive``.
+
+    Partitions may come and go inside these two calls. Records of a partition that has gone are somebody else's: they
+    are dropped here, and ``keep_alive`` tells which ones the caller must drop.
+    """
+
+    def __init__(
+        self,
+        properties: Properties,
+        topics: Sequence[str],
+        *,
+        batch_rows: int,
+        batch_bytes: int,
+        batch_wait_s: float,
+        stop: threading.Event,
+    ) -> None:
+        """``batch_wait_s``: the longest wait for a batch to fill once it has a record. ``stop`` ends every wait."""
+        self.assignments = 0
+        """How often partitions have come: what is known of the table may be out of date when it grows."""
+        self._rows, self._bytes, self._wait_s = batch_rows, batch_bytes, batch_wait_s
+        self._stop = stop
+        self._early: list[KafkaRecord] = []  # received, and not yet handed out
+        self._lost: set[Partition] = set()
+        self._done: dict[Partition, int] = {}  # next offsets that Kafka does not know yet
+        self._retry_at = 0.0  # when a commit that has failed is tried again, on the monotonic clock
+        self._is_paused = False
+        self._failure: KafkaError | None = None
+        self._consumer = make_client(
+            Consumer, properties | {"error_cb": self._on_error}, logger=logging.getLogger("confluent_kafka.consumer")
+        )
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def next_batch(self) -> list[KafkaRecord]:
+        """The next records, in the order of their partitions; none when nothing came within ``IDLE_WAIT_S``.
+
+        Raises KafkaError for what waiting does not cure.
+        """
+        self._resume()
+        self._lost.clear()
+        if self._done and time.monotonic() >= self._retry_at:
+            self._commit_offsets()
+        batch, self._early = self._early, []
+        size = sum(record.size for record in batch)
+        deadline = time.monotonic() + self._wait_s if batch else None
+        while len(batch) < self._rows and size < self._bytes and not self._stop.is_set():
+            wanted, timeout_s = 1, IDLE_WAIT_S
+            if deadline is not None:
+                wanted, timeout_s = min(SLICE, self._rows - len(batch)), max(0.0, deadline - time.monotonic())
+            received = self._receive(wanted, timeout_s)
+            batch += received
+            size += sum(record.size for record in received)
+            if not received:
+                break
+            if deadline is None:
+                deadline = time.monotonic() + self._wait_s
+        return [record for record in batch if record.home not in self._lost]
+
+    def keep_alive(self, seconds: float) -> set[Partition]:
+        """Wait while a batch cannot be finished, staying in the group; the partitions lost since ``next_batch``."""
+        deadline = time.monotonic() + seconds
+        if seconds < SHORT_WAIT_S:
+            self._stop.wait(seconds)
+            return self._lost
+        while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._pause()  # again each time: partitions that have come meanwhile are not paused
+            self._early += self._receive(1, min(left, IDLE_WAIT_S))
+        return self._lost
+
+    def commit(self, records: Iterable[KafkaRecord]) -> None:
+        """The records are dealt with: tell Kafka, which then delivers what follows them after a restart.
+
+        Where Kafka cannot take it now, it is told again later; until then a restart makes duplicates, no losses.
+        """
+        for record in records:
+            if record.home not in self._lost:
+                self._done[record.home] = max(self._done.get(record.home, 0), record.offset + 1)
+        self._commit_offsets()
+
+    def lag(self) -> int | None:
+        """Records of our partitions that Kafka has and we have not taken yet; None when that is not known."""
+        assigned = self._consumer.assignment()
+        lag = 0
+        for at in self._consumer.position(assigned) if assigned else ():
+            _, high = self._consumer.get_watermark_offsets(at, cached=True)
+            if at.offset < 0 or high < 0:
+                return None
+            lag += max(0, high - at.offset)
+        return lag + len(self._early)
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions are ours now."""
+        return len(self._consumer.assignment())
+
+    def close(self) -> None:
+        """Leave the group, so that others take over at once.
+
+        Offsets that Kafka could not take are left: to try once more would wait for a broker that is away.
+        """
+        self._consumer.close()
+
+    def _receive(self, wanted: int, timeout_s: float) -> list[KafkaRecord]:
+        try:
+            messages = self._consumer.consume(wanted, timeout_s)
+        except KafkaException as failed:
+            raise translate(failed.args[0], "reading") from failed
+        if self._failure is not None:
+            raise self._failure
+        return [_record(message) for message in messages if not self._is_trouble(message)]
+
+    def _is_trouble(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return False
+        if is_final(error):
+            raise translate(error, f"reading {message.topic() or 'the group'}")
+        # A topic that is gone or not there yet, a broker that is away: librdkafka asks again by itself.
+        _troubles.warning(
+            f"{error.name()} {message.topic()}",
+            f"waiting for Kafka: {error.str()}",
+            action="kafka_wait",
+            topic=message.topic(),
+        )
+        return True
+
+    def _commit_offsets(self) -> None:
+        if not self._done:
+            return
+        offsets = [TopicPartition(topic, number, offset) for (topic, number), offset in self._done.items()]
+        try:
+            answers = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as failed:
+            errors = [failed.args[0]]
+        else:
+            errors = [answer.error for answer in answers if answer.error is not None]
+        if not errors:
+            self._done.clear()
+            return
+        if is_final(errors[0]):
+            raise translate(errors[0], "committing offsets")
+        self._retry_at = time.monotonic() + COMMIT_AGAIN_AFTER_S
+        _troubles.warning(
+            f"commit {errors[0].name()}",
+            f"offsets are not committed yet, a restart would read some records again: {errors[0].str()}",
+            action="offset_commit_failed",
+        )
+
+    def _pause(self) -> None:
+        self._is_paused = True
+        self._consumer.pause(self._consumer.assignment())
+
+    def _resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._consumer.resume(self._consumer.assignment())
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self.assignments += 1
+        for at in partitions:
+            self._done.pop((at.topic, at.partition), None)
+        log.info("partitions assigned", action="partitions_assigned", partitions=_named(partitions))
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._commit_offsets()  # the last moment at which they may be ours
+        finally:
+            self._forget(partitions)
+        log.info("partitions revoked", action="partitions_revoked", partitions=_named(partitions))
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._forget(partitions)
+        log.warning(
+            "partitions lost: the group went on without this consumer; their records are read again by the new owner",
+            action="partitions_lost",
+            partitions=_named(partitions),
+        )
+
+    def _forget(self, partitions: Iterable[TopicPartition]) -> None:
+        gone = {(at.topic, at.partition) for at in partitions}
+        self._lost |= gone
+        self._early = [record for record in self._early if record.home not in gone]
+        for home in gone:
+            self._done.pop(home, None)
+
+    def _on_error(self, error: Reported) -> None:
+        if is_final(error):
+            self._failure = translate(error, "connecting")
+        else:
+            _troubles.warning(error.name(), f"waiting for Kafka: {error.str()}", action="kafka_wait")
+
+
+def _record(message: Message) -> KafkaRecord:
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    headers: Any = message.headers() or []
+    return KafkaRecord(topic, partition, offset, message.key(), message.value(), headers)
+
+
+def _named(partitions: Iterable[TopicPartition]) -> str:
+    return " ".join(f"{at.topic}[{at.partition}]" for at in partitions)

@@ -1,0 +1,104 @@
+"""What is asked of Kafka before the start: is it there, and are the topics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from confluent_kafka import KafkaError as Reported
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from cdc_relay.errors import ConfigurationError, KafkaError
+from cdc_relay.logs import get_logger
+from cdc_relay.outbox.envelope import is_legal_topic
+from consumer.kafka_errors import is_final, translate
+from consumer.properties import Properties, make_client
+
+#: Seconds within which a broker must answer at the start.
+ANSWER_TIMEOUT_S = 10.0
+
+log = get_logger(__name__)
+
+
+def dead_letter_topic(topic: str, suffix: str) -> str:
+    """Where the records of ``topic`` go that have no usable row."""
+    return topic + suffix
+
+
+def check_names(topics: Sequence[str], suffix: str) -> None:
+    """Raises ConfigurationError unless each topic and its dead-letter topic can exist."""
+    if not topics:
+        raise ConfigurationError(
+            "consumer.topics is required: the topics to read",
+            hint='Use --topics, CDC_CONSUMER__TOPICS=["chat-history"] or the TOML file',
+        )
+    for topic in topics:
+        for name in (topic, dead_letter_topic(topic, suffix)):
+            if not is_legal_topic(name):
+                raise ConfigurationError(
+                    f"consumer.topics: {name!r:.80} is no legal Kafka topic: 1 to 249 of a-z A-Z 0-9 . _ -"
+                )
+
+
+def prepare(properties: Properties, topics: Sequence[str], suffix: str, *, create: bool) -> None:
+    """Wait for a broker, and see to it that each topic and its dead-letter topic are there.
+
+    Raises KafkaError when no broker answers in time, or when a topic is missing and is not, or cannot be, made.
+    """
+    said: list[Reported] = []
+    client = make_client(AdminClient, properties | {"error_cb": said.append})
+    there = _topics_there(client, said, str(properties.get("bootstrap.servers")))
+    wanted = dict.fromkeys(name for topic in topics for name in (topic, dead_letter_topic(topic, suffix)))
+    missing = [name for name in wanted if name not in there]
+    if not missing:
+        return
+    if not create:
+        raise KafkaError(
+            f"missing in Kafka: topic {', topic '.join(missing)}",
+            hint="Create what is missing, or set consumer.create_topics to true",
+        )
+    _create(client, missing)
+
+
+def _topics_there(client: AdminClient, said: list[Reported], servers: str) -> set[str]:
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            return set(client.list_topics(timeout=1.0).topics)
+        except KafkaException as failed:
+            error = failed.args[0]
+            client.poll(0)  # hands over what the connections said
+            final = next((reported for reported in (error, *said) if is_final(reported)), None)
+            if final is not None:
+                raise translate(final, f"connecting to {servers}") from failed
+            if time.monotonic() > deadline:
+                why = said[-1].str() if said else error.str()
+                raise KafkaError(
+                    f"no Kafka broker answered at {servers} within {ANSWER_TIMEOUT_S:g} s: {why}",
+                    hint="Check kafka.bootstrap_servers, and that the broker runs and is reachable from here",
+                ) from failed
+
+
+def _create(client: AdminClient, missing: Sequence[str]) -> None:
+    # -1: the broker's own defaults (KIP-464).
+    wanted = [NewTopic(name, num_partitions=-1, replication_factor=-1) for name in missing]
+    answers: dict[str, Future[None]] = client.create_topics(wanted, operation_timeout=ANSWER_TIMEOUT_S)
+    for name, answer in answers.items():
+        try:
+            answer.result(timeout=2 * ANSWER_TIMEOUT_S)
+        except KafkaException as failed:
+            error = failed.args[0]
+            if error.code() == Reported.TOPIC_ALREADY_EXISTS:  # another consumer was faster
+                continue
+            if error.code() in (Reported._UNSUPPORTED_FEATURE, Reported.UNSUPPORTED_VERSION):
+                # librdkafka's mock broker cannot be asked to, and makes what it is asked about.
+                client.list_topics(name, timeout=ANSWER_TIMEOUT_S)
+                continue
+            raise KafkaError(
+                f"the topic {name} could not be created: {error.str()}",
+                hint="Create it by other means, or allow this user to create topics",
+            ) from failed
+        log.info(f"created the topic {name}", action="topic_created", topic=name)

@@ -1,0 +1,274 @@
+"""THE data path of the consumer: records -> deliveries -> plan -> handlers -> one transaction -> offsets.
+
+Follow a record from ``run_once`` downwards. Three durable steps, in this order, so that a crash between any two makes
+a record come again and never makes it vanish: the dead letter is acknowledged, the transaction is committed, the
+offset moves. What comes again finds its row consumed or dead and does nothing (P5).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, tzinfo
+from itertools import islice
+from threading import Event as StopFlag
+from typing import Protocol
+
+from cdc_relay.errors import DatabaseError, PoisonRow, RelayError, RowError
+from cdc_relay.logs import OncePerKind, get_logger
+from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
+from cdc_relay.outbox.clock import to_column, utc_now
+from cdc_relay.outbox.envelope import MalformedEnvelope, decode
+from cdc_relay.outbox.parking import Parking
+from cdc_relay.outbox.row import LockedRow
+from consumer.delivery import DeadLetter, Delivery, KafkaRecord, NoRow, Partition
+from consumer.plan import Counts, Outcome, Plan, make_plan
+from consumer.registry import HandlerRegistry, Refused
+from consumer.unit_of_work import UnitOfWork, UnitOfWorkFactory
+
+#: Ids of one key that are asked for at a time when a row seems to be blocked.
+ASKED_AHEAD = 100
+
+Clock = Callable[[], datetime]
+Wait = Callable[[float], None]
+RideOut = Callable[[Callable[[], None], Wait], None]
+"""``ride_out(action, wait)``: run ``action`` until it raises nothing retriable, calling ``wait(seconds)`` in between.
+
+Raises the last error when the program is told to stop meanwhile, and whatever is not retriable."""
+
+log = get_logger(__name__)
+_troubles = OncePerKind(log, every_s=60.0)
+
+
+class Source(Protocol):
+    """Where records come from; see ``KafkaSource``."""
+
+    assignments: int
+
+    def next_batch(self) -> list[KafkaRecord]: ...
+    def keep_alive(self, seconds: float) -> set[Partition]: ...
+    def commit(self, records: Iterable[KafkaRecord]) -> None: ...
+
+
+class Worker:
+    """Takes a batch, applies it, commits its offsets; one thread, no state but the keys that are held back."""
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        registry: HandlerRegistry,
+        unit_of_work: UnitOfWorkFactory,
+        bury: Callable[[Sequence[DeadLetter]], None],
+        ride_out: RideOut,
+        backoff: Backoff,
+        zone: tzinfo,
+        on_turn: Callable[[Counts, float, int], None] = lambda counts, seconds, parked_keys: None,
+    ) -> None:
+        """``bury`` returns once dead letters are acknowledged. ``on_turn`` is told after each turn of the loop what
+        became of the records, the seconds that the batch took, and how many keys are held back."""
+        self._source = source
+        self._registry = registry
+        self._unit_of_work = unit_of_work
+        self._bury_letters = bury
+        self._ride_out = ride_out
+        self._backoff = backoff
+        self._zone = zone
+        self._on_turn = on_turn
+        self._parking = Parking()
+        self._parking_is_of = 0
+
+    def run(self, stop: StopFlag) -> None:
+        """Until ``stop`` is set. Raises RelayError for what waiting does not cure."""
+        while not stop.is_set():
+            try:
+                self.run_once()
+            except RelayError as error:
+                if not (error.retriable and stop.is_set()):
+                    raise
+                log.warning(
+                    f"stopped during an outage ({error}); the batch in hand is read again after the next start",
+                    action="batch_abandoned",
+                )
+
+    def run_once(self, now: Clock = utc_now) -> Counts:
+        """Take one batch, if there is one, through to its committed offsets; what became of its records."""
+        counts = Counts()
+        batch = [self._read(record) for record in self._source.next_batch()]
+        started = time.perf_counter()
+        if batch:
+
+            def wait(seconds: float) -> None:
+                lost = self._source.keep_alive(seconds)
+                batch[:] = [delivery for delivery in batch if delivery.record.home not in lost]
+
+            self._ride_out(lambda: self._settle(batch, counts, now), wait)
+            self._source.commit(delivery.record for delivery in batch)
+        self._on_turn(counts, time.perf_counter() - started, self._parking.keys)
+        return counts
+
+    # --- one record ----------------------------------------------------------------------------------------------
+
+    def _read(self, record: KafkaRecord) -> Delivery:
+        """As far as it can be understood without the database."""
+        delivery = Delivery(record)
+        try:
+            envelope = decode(record.value)
+            delivery.outbox_id, delivery.biz_type = envelope.outbox_id, envelope.biz_type
+            delivery.payload = self._registry.read(envelope.biz_type, envelope.payload)
+        except (MalformedEnvelope, PoisonRow) as error:
+            delivery.refusal = error
+        return delivery
+
+    # --- one batch -----------------------------------------------------------------------------------------------
+
+    def _settle(self, batch: Sequence[Delivery], counts: Counts, now: Clock) -> None:
+        """Bring every delivery to its end. May be called again after it was interrupted by any error."""
+        self._refill_parking(now)
+        self._bury([delivery for delivery in batch if delivery.refusal is not None])
+        self._apply([delivery for delivery in batch if not delivery.is_settled], counts, now)
+        self._bury([delivery for delivery in batch if delivery.refusal is not None])  # those that name no row
+        for delivery in batch:
+            if not delivery.is_settled:
+                delivery.is_settled = True
+                counts[Outcome.NO_ROW] += 1
+
+    def _bury(self, deliveries: Sequence[Delivery]) -> None:
+        """Put a copy of each into the dead-letter topic, unless it is there."""
+        deliveries = [delivery for delivery in deliveries if not delivery.is_buried]
+        self._bury_letters([DeadLetter(delivery.record, str(delivery.refusal)) for delivery in deliveries])
+        for delivery in deliveries:
+            delivery.is_buried = True
+            _troubles.error(
+                f"{type(delivery.refusal).__name__} {delivery.biz_type}",
+                f"record {delivery.record} has no usable row and is kept in the dead-letter topic: {delivery.refusal}",
+                action="dead_letter",
+                outbox_id=delivery.outbox_id,
+            )
+
+    def _apply(self, deliveries: Sequence[Delivery], counts: Counts, now: Clock) -> None:
+        """Apply those that name a row, in one transaction.
+
+        A handler says which events it refuses: they are left out the next time. The database only says that it refuses
+        *something*: then the deliveries are halved until the one at fault stands alone and costs only itself.
+        """
+        by_id = _first_of_each(deliveries)
+        if not by_id:
+            return
+        refused = {row_id: d.refusal for row_id, d in by_id.items() if isinstance(d.refusal, RowError)}
+        while True:
+            try:
+                plan = self._transact(deliveries, refused, now())
+            except Refused as refusal:
+                reasons = dict(refusal.reasons)
+            except RowError as error:
+                if len(by_id) > 1:
+                    middle = len(deliveries) // 2
+                    self._apply(deliveries[:middle], counts, now)
+                    self._apply(deliveries[middle:], counts, now)
+                    return
+                reasons = dict.fromkeys(by_id, error)
+            else:
+                counts.update(plan.counts())
+                self._note(deliveries, plan)
+                return
+            if reasons.keys() <= refused.keys():
+                raise DatabaseError(f"rows are refused again after they were left out: {reasons}")
+            for row_id, reason in reasons.items():
+                if isinstance(reason, PoisonRow):
+                    by_id[row_id].refusal = reason
+                    self._bury([by_id[row_id]])
+            refused |= reasons
+
+    def _transact(self, deliveries: Sequence[Delivery], refused: Mapping[int, RowError], now: datetime) -> Plan:
+        """Lock, decide, apply, mark, commit. Raises whatever a handler or the database raises, nothing being kept."""
+        deliveries = [delivery for delivery in deliveries if delivery.outbox_id is not None]
+        with self._unit_of_work(now) as work:
+            rows = work.outbox.lock_rows(work.connection, sorted(_first_of_each(deliveries)))
+            plan = make_plan(
+                deliveries,
+                rows,
+                self._parking,
+                self._still_open(work, rows),
+                refused,
+                next_attempt=lambda row: self._next_attempt(row, now),
+                soon=to_column(now + timedelta(seconds=self._backoff.delay_s(1)), self._zone),
+            )
+            for biz_type, events in plan.events.items():
+                self._registry.handler(biz_type).apply(work, events)
+            self._mark(work, plan)
+            work.commit()
+        plan.update(self._parking)
+        return plan
+
+    def _mark(self, work: UnitOfWork, plan: Plan) -> None:
+        """Write what becomes of each row."""
+        consumed = [event.row.id for events in plan.events.values() for event in events]
+        if consumed:
+            work.outbox.mark_consumed(work.connection, consumed, work.now)
+        for failure in plan.failures:
+            work.outbox.mark_failed(work.connection, failure.row.id, failure.attempt, failure.reason, work.now)
+        for (behind, at), rows in plan.parked.items():
+            work.outbox.park(work.connection, [row.id for row in rows], behind, at, work.now)
+
+    def _next_attempt(self, row: LockedRow, now: datetime) -> NextAttempt:
+        attempt = after_failure(row.retry_count, row.max_retry, now, self._backoff)
+        return attempt if attempt.at is None else NextAttempt(attempt.retry_count, to_column(attempt.at, self._zone))
+
+    # --- keys that are held back ---------------------------------------------------------------------------------
+
+    def _refill_parking(self, now: Clock) -> None:
+        """Learn from the table what others have put back, when partitions have come since the last time."""
+        assignments = self._source.assignments
+        if assignments == self._parking_is_of:
+            return
+        with self._unit_of_work(now()) as work:
+            self._parking.clear()
+            for waiting in work.outbox.unsettled(work.connection):
+                self._parking.hold(waiting.message_key, waiting.id)
+        self._parking_is_of = assignments
+
+    def _still_open(self, work: UnitOfWork, rows: Mapping[int, LockedRow]) -> dict[int, datetime | None]:
+        """The ids that may block ``rows``, as the table knows them now; those that ended unseen are released."""
+        while True:
+            keys: dict[int, bytes] = {}
+            for row in rows.values():
+                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows)
+                keys |= dict.fromkeys(islice(ahead, ASKED_AHEAD), row.message_key)
+            if not keys:
+                return {}
+            still_open = work.outbox.still_open(work.connection, keys)
+            ended = keys.keys() - still_open.keys()
+            if not ended:
+                return still_open
+            for row_id in ended:
+                self._parking.release(keys[row_id], row_id)
+
+    def _note(self, deliveries: Sequence[Delivery], plan: Plan) -> None:
+        """After the commit: what is settled, and a word to the operator about what went wrong."""
+        for delivery in plan.missing:
+            delivery.refusal = delivery.refusal or NoRow(f"the outbox has no row with id {delivery.outbox_id}")
+        missing = {id(delivery) for delivery in plan.missing}
+        for delivery in deliveries:
+            if delivery.outbox_id is not None and id(delivery) not in missing:
+                delivery.is_settled = True
+        for row, attempt, reason in plan.failures:
+            if attempt.at is None:
+                _troubles.error("dead", f"row {row.id} is dead: {reason}", action="row_dead", outbox_id=row.id)
+            else:
+                _troubles.warning(
+                    "failed",
+                    f"row {row.id} has failed and is tried again at {attempt.at}: {reason}",
+                    action="row_failed",
+                    outbox_id=row.id,
+                    attempt=attempt.retry_count,
+                )
+
+
+def _first_of_each(deliveries: Iterable[Delivery]) -> dict[int, Delivery]:
+    """By outbox id, the delivery that counts where a record came more than once; without those that name no row."""
+    first: dict[int, Delivery] = {}
+    for delivery in deliveries:
+        if delivery.outbox_id is not None:
+            first.setdefault(delivery.outbox_id, delivery)
+    return first
