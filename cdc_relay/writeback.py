@@ -90,7 +90,7 @@ class StatusWriter:
             self._write_published(connection, batch, wall)
             for delivery in batch:
                 for row_id, reason in delivery.failed.items():
-                    self._write_failure(connection, delivery, row_id, reason, wall, dead, held)
+                    self._write_failure(connection, delivery, row_id, reason, now, dead, held)
             self._write_parked(connection, batch, wall)
         self._unwritten = []
         # Committed. Keys are held before their rows leave the watermark, and released after they are safe.
@@ -138,7 +138,7 @@ class StatusWriter:
         delivery: Delivery,
         row_id: int,
         reason: RowError,
-        wall: datetime,
+        now: datetime,
         dead: dict[int, RowError],
         held: list[tuple[bytes, int]],
     ) -> None:
@@ -146,9 +146,11 @@ class StatusWriter:
         if row is None:
             return  # deleted meanwhile: nothing is left to deliver
         sent_with = delivery.retry_counts.get(row_id, 0)
-        attempt = after_failure(sent_with, row.max_retry, wall, self._backoff)
+        # An instant until here: seconds added to a wall time go wrong in the night when the clocks go back.
+        attempt = after_failure(sent_with, row.max_retry, now, self._backoff).in_zone(self._zone)
         if not reason.retriable:
             attempt = NextAttempt(attempt.retry_count, None)
+        wall = to_column(now, self._zone)
         if not self._statements.mark_undelivered(connection, row_id, sent_with, attempt, reason.message, wall):
             return  # someone newer has decided on the row
         self._metrics.rows_failed.labels(kind=type(reason).__name__).inc()

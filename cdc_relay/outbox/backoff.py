@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
+
+from cdc_relay.outbox.clock import to_column
 
 LAST_ERROR_CHARACTERS = 2_000
 """What ``last_error`` holds at most."""
@@ -26,14 +28,24 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class NextAttempt:
-    """What a failure makes of a row: ``at`` is the next attempt (same clock as ``now``), or None for ``dead``."""
+    """What a failure makes of a row: ``at`` is the next attempt, or None for ``dead``."""
 
     retry_count: int
     at: datetime | None
 
+    def in_zone(self, zone: tzinfo) -> NextAttempt:
+        """The same with the wall time that the ``next_retry_at`` column holds."""
+        return self if self.at is None else NextAttempt(self.retry_count, to_column(self.at, zone))
+
 
 def after_failure(retry_count: int, max_retry: int, now: datetime, backoff: Backoff) -> NextAttempt:
-    """The row has failed once more, having failed ``retry_count`` times before; at ``max_retry`` it is dead."""
+    """The row has failed once more, having failed ``retry_count`` times before; at ``max_retry`` it is dead.
+
+    ``now`` and the next attempt are instants: seconds added to a wall time come out an hour late in the night when the
+    clocks go back. ``in_zone`` then gives what the column holds.
+    """
+    if now.tzinfo is None:
+        raise ValueError(f"now must be an instant, not a wall time ({now})")
     attempts = retry_count + 1
     if attempts >= max_retry:
         return NextAttempt(attempts, None)

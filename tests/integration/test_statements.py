@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import threading
 import time
@@ -12,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.embedded.mysql import MysqlServer
-from cdc_relay.errors import DatabaseError, MissingTool
+from cdc_relay.errors import DatabaseError
 from cdc_relay.outbox.backoff import NextAttempt
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.enqueue import enqueue
@@ -32,6 +31,8 @@ pytestmark = pytest.mark.mysql
 BEFORE = datetime(2026, 1, 2, 3, 0)
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 LATER = NOW + timedelta(minutes=1)
+
+DATABASE = "statements"
 
 DDL = {
     # What GORM's AutoMigrate makes of plain struct fields: wide counts, milliseconds, text that takes no NULL.
@@ -108,21 +109,22 @@ class Outbox:
 
 @pytest.fixture(scope="module", params=["mysql", "mariadb"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    unsafe_but_fast = {"innodb_flush_log_at_trx_commit": 0, "sync_binlog": 0}
-    try:
-        server = MysqlServer(flavour=request.param, options=unsafe_but_fast)
-        with server:
-            engine = make_engine(DatabaseSettings(url=server.url, read_timeout_s=20), pool_size=4)
-            with engine.begin() as connection:
-                outbox_table("ours").create(connection)  # what init-db makes
-                for ddl in DDL.values():
-                    connection.execute(text(ddl))
-            yield engine
-            engine.dispose()
-    except MissingTool as missing:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(missing))
+    """A database with each of the tables, on MySQL and on MariaDB in turn; a test empties its table first."""
+    server: MysqlServer = request.getfixturevalue(f"{request.param}_server")
+    root = create_engine(server.url)
+    with root.begin() as connection:
+        connection.execute(text(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4"))
+    url = make_url(server.url).set(database=DATABASE).render_as_string(hide_password=False)
+    engine = make_engine(DatabaseSettings(url=url, read_timeout_s=20), pool_size=4)
+    with engine.begin() as connection:
+        outbox_table("ours").create(connection)  # what init-db makes
+        for ddl in DDL.values():
+            connection.execute(text(ddl))
+    yield engine
+    engine.dispose()
+    with root.begin() as connection:
+        connection.execute(text(f"DROP DATABASE {DATABASE}"))
+    root.dispose()
 
 
 @pytest.fixture(params=["ours", *DDL])
@@ -635,5 +637,5 @@ def test_a_missing_table_or_column_is_named_with_what_to_do(ours: Outbox) -> Non
 
 def test_a_table_of_another_database_is_reached_by_its_full_name(ours: Outbox) -> None:
     row_id = ours.insert()
-    statements = OutboxStatements("outbox.ours")
+    statements = OutboxStatements(f"{DATABASE}.ours")
     assert ours.do(lambda c: statements.mark_published(c, [row_id], 0, NOW)) == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc_relay.outbox.backoff import LAST_ERROR_CHARACTERS, Backoff, NextAttempt, after_failure, cut_error
+from cdc_relay.outbox.clock import due_bound, to_column
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -65,6 +67,28 @@ def test_a_row_is_dead_exactly_when_its_attempts_reach_max_retry(count: int, max
     attempt = after_failure(count, max_retry, NOW, Backoff())
     assert attempt.retry_count == count + 1
     assert (attempt.at is None) == (count + 1 >= max_retry)
+
+
+def test_the_wait_is_as_long_in_the_night_when_the_clocks_change() -> None:
+    # Each second of both nights: the row must be due when its delay is over, not an hour later.
+    berlin = ZoneInfo("Europe/Berlin")
+    for change in (datetime(2026, 10, 25, 1, tzinfo=UTC), datetime(2026, 3, 29, 1, tzinfo=UTC)):
+        for seconds in range(-40, 5):
+            now = change + timedelta(seconds=seconds)
+            attempt = after_failure(5, 20, now, Backoff()).in_zone(berlin)
+            assert attempt.at is not None
+            assert attempt.at.tzinfo is None
+            assert attempt.at == to_column(now + timedelta(seconds=32), berlin)
+            assert attempt.at <= due_bound(now + timedelta(seconds=32), berlin)
+
+
+def test_a_wall_time_is_refused_since_seconds_cannot_be_added_to_it() -> None:
+    with pytest.raises(ValueError, match="must be an instant"):
+        after_failure(0, 20, datetime(2026, 10, 25, 2, 59, 50), Backoff())
+
+
+def test_a_dead_row_has_no_next_attempt_in_any_zone() -> None:
+    assert NextAttempt(5, None).in_zone(ZoneInfo("Asia/Shanghai")) == NextAttempt(5, None)
 
 
 def test_a_short_reason_is_kept_as_it_is() -> None:
