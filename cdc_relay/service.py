@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from threading import Event
 
 from cdc_relay.admin.server import AdminServer, Health
@@ -21,7 +22,7 @@ from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import Settings
-from cdc_relay.errors import CheckpointError, ProducerFatal, RelayError, StaleSource
+from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
 from cdc_relay.logs import OncePerKind, get_logger
@@ -33,7 +34,7 @@ from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
 from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
 from cdc_relay.session import Parts, Session
-from cdc_relay.sweeper import TailProgress
+from cdc_relay.sweeper import SweepCounts, TailProgress
 from cdc_relay.writeback import StatusWriter
 
 log = get_logger(__name__)
@@ -122,10 +123,47 @@ class RelayService:
                     self._retire()
             log.info("stopped", action="stopped")
 
+    @property
+    def is_tailing(self) -> bool:
+        """Whether this relay is the active one and follows the binlog, having caught up from the table if need be."""
+        session = self._session
+        return self._role == "active" and session is not None and session.is_tailing
+
+    def sweep_once(self, stop: Event) -> SweepCounts:
+        """Sweep until nothing more is due, or until ``stop``; what was done, and what was left at the end.
+
+        Waits neither for an outage to end nor for the lock. Raises RelayError.
+        """
+        sent = 0
+        last = SweepCounts()
+
+        def on_swept(counts: SweepCounts) -> None:
+            nonlocal sent, last
+            sent, last = sent + counts.sent, counts
+            if not counts.more:
+                stop.set()
+
+        self._ready_publisher().require_broker(_KAFKA_START_S)
+        try:
+            if not self._leadership.acquire(wait_s=0):
+                raise DatabaseError(
+                    f"another relay named {self._settings.name!r} sweeps already",
+                    hint="it sends what is due by itself; `cdc-relay status` tells which connection it is",
+                )
+            self._lead(stop, None, on_swept)
+        finally:
+            self._retire()
+        return replace(last, sent=sent)
+
     def _work(self, stop: Event, distrust: str | None) -> None:
         """One session, from waiting for the lock to its end."""
-        if not self._become_active(stop):
-            return
+        if self._become_active(stop):
+            self._lead(stop, distrust)
+
+    def _lead(
+        self, stop: Event, distrust: str | None, on_swept: Callable[[SweepCounts], None] = lambda _: None
+    ) -> None:
+        """One session as the active relay."""
         publisher = self._ready_publisher()
         while not self._parts.writer.idle:  # what Kafka acknowledged before the last session ended
             self._parts.writer.run_once(utc_now())
@@ -140,6 +178,7 @@ class RelayService:
             (lambda stopping: self._open_source(binlog, start, stopping)) if self._tail else None,
             sweep=self._sweep,
             other_tailer=lambda: self._other_tailer(binlog),
+            on_swept=on_swept,
         )
         self._role = "active"
         self._session.run(stop, self._drain_timeout_s)

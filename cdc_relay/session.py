@@ -29,7 +29,7 @@ from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
 from cdc_relay.reconcile import PendingRows, ServerBinlog, Start
-from cdc_relay.sweeper import Sweeper, TailProgress
+from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress
 from cdc_relay.tailer import Tailer
 from cdc_relay.watermark import AckWatermark
 from cdc_relay.writeback import StatusWriter
@@ -38,9 +38,6 @@ log = get_logger(__name__)
 
 #: How long the writing thread waits for a delivery report before it looks at its other duties.
 _POLL_S = 0.05
-
-#: How long the tailer waits for room when too much is in flight.
-_FULL_WAIT_S = 0.005
 
 
 @dataclass(slots=True)
@@ -70,17 +67,21 @@ class Session:
         *,
         sweep: bool,
         other_tailer: Callable[[], TailProgress],
+        on_swept: Callable[[SweepCounts], None] = lambda _: None,
     ) -> None:
-        """``open_source`` is None when this relay does not tail; then ``other_tailer`` tells how another one fares."""
+        """``open_source`` is None when this relay does not tail; then ``other_tailer`` tells how another one fares.
+
+        ``on_swept`` is told what each run of the sweep did.
+        """
         self._parts = parts
         self._publisher = publisher
         self._binlog = binlog
         self._start = start
         self._sweep = sweep
         self._other_tailer = other_tailer
+        self._on_swept = on_swept
         self._intake_stopped = Event()
         self._drained = Event()
-        self._wake_sweep = Event()
         self._failure: BaseException | None = None
         self._source = open_source(self._intake_stopped) if open_source else None
         self._reconciling = start.reconcile is not None
@@ -130,6 +131,11 @@ class Session:
         return TailProgress(None if self._reconciling else self.watermark.position, stalled)
 
     @property
+    def is_tailing(self) -> bool:
+        """Whether the binlog is followed."""
+        return self._source is not None and not self._reconciling and self._failure is None
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the tailer has last got something from the server, a heartbeat included."""
         return time.monotonic() - self._progress_at if self._source is not None else 0.0
@@ -139,33 +145,38 @@ class Session:
     def _tail(self) -> None:
         assert self._source is not None
         parts = self._parts
-        with parts.transaction() as connection:
-            if self._start.parked and not self._reconciling:
+        if self._start.parked:
+            with parts.transaction() as connection:
                 for row_id, key in parts.statements.held_rows(connection):
                     parts.parking.hold(key, row_id)
+        tailer = Tailer(
+            self._source,
+            lambda: PendingRows(parts.transaction, parts.statements),
+            self._publisher,
+            self.watermark,
+            parts.parking,
+            self._look_up,
+            parts.writer.complete,
+            head=self._head,
+            wait=self._wait,
+            zone=parts.settings.database.zone,
+        )
         if self._reconciling:
-            self._reconcile()
-        tailer = self._tailer(self._source, "tail", settled_until=self._head())
-        while not self._intake_stopped.is_set():
-            if tailer.run_once(utc_now()) == 0 and self.watermark.full:
-                self._intake_stopped.wait(_FULL_WAIT_S)
-            self._progress_at = time.monotonic()
-            parts.metrics.last_progress_timestamp_seconds.set_to_current_time()
-
-    def _reconcile(self) -> None:
-        pending = PendingRows(self._parts.transaction, self._parts.statements)
-        tailer = self._tailer(pending, "reconcile", settled_until=None)
-        while not pending.exhausted and not self._intake_stopped.is_set():
-            tailer.run_once(utc_now())
-            self._progress_at = time.monotonic()
-            if self.watermark.full:
-                self._intake_stopped.wait(_FULL_WAIT_S)
-        # Their statuses must be written before the tail asks the table which rows are still to be sent.
-        while not self.watermark.idle and not self._intake_stopped.is_set():
-            self._intake_stopped.wait(_FULL_WAIT_S)
-        if pending.exhausted and self.watermark.idle:
+            if not tailer.catch_up(utc_now()):
+                return
             self._reconciling = False
-            log.info("caught up from the table; tailing from here", action="reconciled", rows=pending.rows)
+            log.info("caught up from the table; tailing from here", action="reconciled")
+        while not self._intake_stopped.is_set():
+            tailer.run_once(utc_now())
+            self._told_progress()
+
+    def _wait(self, seconds: float) -> bool:
+        self._told_progress()
+        return self._intake_stopped.wait(seconds)
+
+    def _told_progress(self) -> None:
+        self._progress_at = time.monotonic()
+        self._parts.metrics.last_progress_timestamp_seconds.set_to_current_time()
 
     def _write(self) -> None:
         while not self._drained.is_set():
@@ -193,31 +204,15 @@ class Session:
         )
         while not self._intake_stopped.is_set():
             began = time.monotonic()
-            self._wake_sweep.clear()
             counts = sweeper.run_once(utc_now())
+            self._on_swept(counts)
             if counts.sent:
                 log.info("swept", action="swept", sent=counts.sent, held_back=counts.held_back)
             if not counts.more:
                 # A sweep over a large backlog takes long; it may use a tenth of the time at most.
-                self._wake_sweep.wait(max(settings.sweep.interval_s, 9 * (time.monotonic() - began)))
+                self._intake_stopped.wait(max(settings.sweep.interval_s, 9 * (time.monotonic() - began)))
 
     # --- beginning and end -----------------------------------------------------------------------------------------
-
-    def _tailer(
-        self, source: ReconnectingSource | PendingRows, path: str, settled_until: BinlogPosition | None
-    ) -> Tailer:
-        return Tailer(
-            source,
-            self._publisher,
-            self.watermark,
-            self._parts.parking,
-            self._look_up,
-            self._parts.writer.complete,
-            zone=self._parts.settings.database.zone,
-            path=path,
-            settled_until=settled_until,
-            on_wake_sweep=self._wake_sweep.set,
-        )
 
     def _look_up(self, ids: Sequence[int]) -> list[OutboxRow]:
         with self._parts.transaction() as connection:
@@ -242,7 +237,6 @@ class Session:
         """Two phases: stop intake, wait for what is under way; write it; save the checkpoint."""
         deadline = time.monotonic() + drain_timeout_s
         self._intake_stopped.set()
-        self._wake_sweep.set()
         if self._source is not None:
             self._source.close()
         writing, *taking = threads

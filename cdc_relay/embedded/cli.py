@@ -6,12 +6,15 @@ import signal
 import sys
 import threading
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdc_relay.embedded import stack
 from cdc_relay.errors import RelayError
+
+if TYPE_CHECKING:
+    # What it imports takes a quarter of a second, and every command of cdc-relay loads this module.
+    from cdc_relay.embedded import stack
 
 app = typer.Typer(
     name="stack",
@@ -73,6 +76,8 @@ The first time some 150 MB are fetched, step by step; later it takes about two s
     """
     if kafka_port is not None and kafka is KafkaKind.embedded:
         raise typer.BadParameter("the embedded broker chooses its own port", param_hint="--kafka-port")
+    from cdc_relay.embedded import stack
+
     choice = stack.StackChoice(mysql.value, kafka.value, mysql_port, kafka_port)
     if detach:
         show(stack.up(choice, on_line=lambda line: typer.echo(line, err=True)))
@@ -87,6 +92,8 @@ The first time some 150 MB are fetched, step by step; later it takes about two s
 @app.command()
 def down() -> None:
     """End the stack and remove its data. Not having one is no error."""
+    from cdc_relay.embedded import stack
+
     ended = stack.down()
     typer.echo("There was no stack." if ended is None else f"Ended the stack of process {ended.pid}; its data is gone.")
 
@@ -98,6 +105,8 @@ def status(
     ] = False,
 ) -> None:
     """Tell whether a stack is up and how to reach it. The exit code is 1 when there is none."""
+    from cdc_relay.embedded import stack
+
     state = stack.status()
     if state is None or state.phase != "up":
         typer.echo("The stack is starting." if state else "There is no stack. Start one: cdc-relay stack up", err=True)

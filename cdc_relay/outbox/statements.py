@@ -138,6 +138,14 @@ class OutboxStatements:
         )
         return connection.execute(text(sql)).first()
 
+    def dead(self, connection: Connection, limit: int) -> list[Row[Any]]:
+        """The latest ``limit`` dead rows, newest first, with why. Changes nothing."""
+        sql = (
+            "SELECT id, biz_type, topic, message_key, retry_count, created_at, updated_at, last_error "
+            f"FROM {self.table} WHERE status = 'dead' ORDER BY id DESC LIMIT :limit"
+        )
+        return list(connection.execute(text(sql), {"limit": limit}))
+
     # --- the relay writes --------------------------------------------------------------------------------------
 
     def lock_due(self, connection: Connection, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:

@@ -33,12 +33,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "adapters": (
         *("cdc_relay.binlog.connection", "cdc_relay.binlog.source", "cdc_relay.binlog.server"),
         *("cdc_relay.binlog.reconnect", "cdc_relay.kafka", "cdc_relay.checkpoint", "cdc_relay.lease"),
-        *("cdc_relay.admin", "cdc_relay.preflight", "cdc_relay.embedded"),
+        *("cdc_relay.admin", "cdc_relay.preflight", "cdc_relay.embedded", "cdc_relay.status", "cdc_relay.tables"),
         *("consumer.source", "consumer.topics", "consumer.dead_letter", "consumer.properties"),
         *("consumer.kafka_errors", "consumer.outage", "consumer.metrics"),
     ),
     "composition": (
         *("cdc_relay.session", "cdc_relay.service", "cdc_relay.cli", "cdc_relay.demo", "cdc_relay.__main__"),
+        "cdc_relay.commands",
         *("consumer.service", "consumer.cli", "consumer.__main__"),
     ),
 }
@@ -59,7 +60,7 @@ SHARED = (
 )
 
 #: Who may use the throwaway servers.
-USERS_OF_EMBEDDED = ("cdc_relay.embedded", "cdc_relay.cli", "cdc_relay.demo")
+USERS_OF_EMBEDDED = ("cdc_relay.embedded", "cdc_relay.commands", "cdc_relay.demo")
 
 
 class Import(NamedTuple):

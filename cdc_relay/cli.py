@@ -1,0 +1,65 @@
+"""``cdc-relay``: the console script. The commands are in ``commands/``; here is how they end: exit code and last words.
+
+Nothing but the standard library is imported before ``main`` is at work, so that Ctrl-C is answered from the start.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdc_relay.errors import RelayError
+
+#: As shells have it for a program ended by SIGINT.
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` names and exit with its code."""
+    try:
+        from cdc_relay.errors import RelayError
+
+        try:
+            from cdc_relay.commands import app
+
+            app(prog_name="cdc-relay")
+        except RelayError as error:
+            sys.exit(_tell(error))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except Exception as error:  # noqa: BLE001  # the last line of defence: one line for people, the code for machines
+        sys.exit(_tell_unexpected(error))
+
+
+def _tell(error: RelayError) -> int:
+    from cdc_relay.masking import mask_text
+
+    if _debug():
+        print(mask_text(traceback.format_exc()), file=sys.stderr)
+    print(mask_text(f"error: {error.message}"), file=sys.stderr)
+    if error.hint:
+        print(mask_text(f"hint: {error.hint}"), file=sys.stderr)
+    return error.exit_code
+
+
+def _tell_unexpected(error: Exception) -> int:
+    from cdc_relay.masking import mask_text
+
+    if _debug():
+        print(mask_text(traceback.format_exc()), file=sys.stderr)
+    first = (str(error).splitlines() or [""])[0]
+    print(mask_text(f"error: unexpected {type(error).__name__}: {first}"), file=sys.stderr)
+    if not _debug():
+        print("hint: run with --debug for the traceback, and report it", file=sys.stderr)
+    return 1
+
+
+def _debug() -> bool:
+    # Not by way of the parser: it may be the parser that has failed.
+    return "--debug" in sys.argv[1:]
+
+
+if __name__ == "__main__":
+    main()
