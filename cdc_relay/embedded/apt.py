@@ -128,7 +128,13 @@ def distribution_sources(sources: Iterable[AptSource], codename: str) -> list[Ap
     """Those of the distribution itself. Other people's archives name the release too, but have no updates suite and
     rarely the distribution's key, so they come last."""
     names = {codename, "stable", "testing", "unstable", "sid"} - {""}
-    own = [source for source in sources if "main" in source.components and names & set(source.suites)]
+    own = [
+        source
+        for source in sources
+        if "main" in source.components
+        and names & set(source.suites)
+        and not any(uri.startswith("cdrom:") for uri in source.uris)
+    ]
     return sorted(own, key=lambda source: not _looks_official(source))
 
 

@@ -7,11 +7,17 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from cdc_relay.embedded.progress import step
+from cdc_relay.errors import MissingTool
+
+#: Seconds to wait for another run that fills the same folder; each of its own steps is bounded to less.
+FILL_TIMEOUT_S = 1800.0
 
 
 def cache_root() -> Path:
@@ -70,9 +76,19 @@ def fill(name: str, build: Callable[[Path], str], *, version: str | None = None)
 @contextmanager
 def _only_one(path: Path, name: str) -> Iterator[None]:
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             with step(f"waiting for another run that is making {name}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                deadline = time.monotonic() + FILL_TIMEOUT_S
+                while not _locked(lock):
+                    if time.monotonic() > deadline:
+                        raise MissingTool(f"another run has been making {name} for {FILL_TIMEOUT_S:g} s")
+                    time.sleep(0.1)
         yield
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

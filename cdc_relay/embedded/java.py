@@ -85,7 +85,7 @@ def _version(program: Path, env: Mapping[str, str]) -> str:
             timeout=60,
             check=False,
         ).stderr
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     match = re.search(r'version "(\d+[\d.]*)', said)
     return match[1] if match else ""

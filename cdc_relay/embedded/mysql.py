@@ -7,36 +7,19 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pymysql
 
 from cdc_relay.embedded import apt, cache
+from cdc_relay.embedded.mysql_program import Flavour, Program, find
 from cdc_relay.embedded.progress import step
 from cdc_relay.embedded.server import ThrowawayServer
 from cdc_relay.errors import DatabaseUnavailable, MissingTool
 
-Flavour = Literal["mysql", "mariadb"]
-
-#: Where packages put servers, and which PATH lacks for those who are not root.
-SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/usr/libexec"
 #: Seconds that making the system tables may take.
 INITIALIZE_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class Program:
-    """A server program, and how it is started."""
-
-    flavour: Flavour
-    version: str
-    argv: tuple[str, ...]
-    #: The folder that has ``bin``, ``sbin``, ``share`` and ``lib``.
-    usr: Path
-    #: The cache folder when it was fetched, None when it is the machine's own.
-    fetched: Path | None = None
 
 
 class MysqlServer(ThrowawayServer):
@@ -129,9 +112,10 @@ class MysqlServer(ThrowawayServer):
     def _options(self) -> dict[str, str | int | bool | None]:
         given = {name.replace("-", "_"): value for name, value in self.options.items()}
         mysql = self._found().flavour == "mysql"
-        # MySQL writes rows by default and warns of the option; MariaDB's default is MIXED.
+        # MySQL writes rows by default and warns of the option; MariaDB's default is MIXED. ``loose``, because MySQL
+        # before 8.0.30 lacks the one, and may be built without the other.
         own: dict[str, str | int | bool | None] = (
-            {"mysqlx": "OFF", "innodb_redo_log_capacity": "32M"} if mysql else {"binlog_format": "ROW"}
+            {"loose_mysqlx": "OFF", "loose_innodb_redo_log_capacity": "32M"} if mysql else {"binlog_format": "ROW"}
         )
         own |= {
             "server_id": self.server_id,
@@ -214,7 +198,7 @@ def initialize(program: Program, home: Path, options: Mapping[str, str | int | b
     """Make the system tables in ``home/data``. Raises DatabaseUnavailable with what the server wrote."""
     given = [option_argv(name, value) for name, value in options.items() if name != "init_file"]
     if program.flavour == "mysql":
-        given.append("--innodb-redo-log-capacity=32M")
+        given.append("--loose-innodb-redo-log-capacity=32M")
     argv = common_argv(program, home)
     script = None
     if program.flavour == "mysql":
@@ -245,61 +229,3 @@ def _mariadb_system_tables(program: Program) -> bytes:
         if path is not None:
             parts.append(path.read_bytes())
     return b"\n".join(parts)
-
-
-def find(flavour: Literal["auto", "mysql", "mariadb"]) -> Program:
-    """The program on PATH, else the one in the cache, else a fetched one. Raises MissingTool."""
-    for name in ("mysqld", "mariadbd"):
-        path = shutil.which(name) or shutil.which(name, path=SYSTEM_FOLDERS)
-        if path is None:
-            continue
-        program = _described(Path(path).resolve())
-        if program is not None and flavour in ("auto", program.flavour):
-            return program
-    wanted: Flavour = "mariadb" if flavour == "mariadb" else "mysql"
-    try:
-        root = cache.fill(wanted, _fetch_mariadb if wanted == "mariadb" else _fetch_mysql)
-    except MissingTool as error:
-        package = (
-            "mariadb-server-core" if wanted == "mariadb" else "mysql-server-core-8.0 (Ubuntu) or MySQL's own packages"
-        )
-        raise MissingTool(
-            f"there is no {wanted} server on PATH, and none could be fetched: {error}",
-            hint=f"Install one: apt-get install {package}",
-        ) from error
-    binary = root / ("usr/sbin/mariadbd" if wanted == "mariadb" else "usr/sbin/mysqld")
-    return Program(
-        wanted, _version(apt.through_loader(root, binary)), tuple(apt.through_loader(root, binary)), root / "usr", root
-    )
-
-
-def _described(path: Path) -> Program | None:
-    """The program at ``path``, or None when it is too old for us or does not say what it is."""
-    version = _version([str(path)])
-    usr = path.parent.parent
-    if "mariadb" in version.lower():
-        return Program("mariadb", version, (str(path),), usr)
-    major = re.match(r"\d+", version)
-    return Program("mysql", version, (str(path),), usr) if major and int(major[0]) >= 8 else None
-
-
-def _version(argv: Sequence[str]) -> str:
-    """``mysqld  Ver 8.0.43 for Linux on x86_64`` -> ``8.0.43``."""
-    try:
-        said = subprocess.run(
-            [*argv, "--no-defaults", "--version"], capture_output=True, text=True, timeout=30, check=False
-        ).stdout
-    except OSError:
-        return ""
-    match = re.search(r"Ver (\S+)", said)
-    return match[1] if match else ""
-
-
-def _fetch_mysql(root: Path) -> str:
-    """Debian carries MySQL in sid only; Ubuntu has one in each release."""
-    suite = "sid" if apt.os_release().get("ID") == "debian" else None
-    return apt.fetch(r"mysql-server-core(-[\d.]+)?", root, suite=suite)
-
-
-def _fetch_mariadb(root: Path) -> str:
-    return apt.fetch(r"mariadb-server-core(-[\d.]+)?", root)

@@ -92,6 +92,17 @@ class GuardedProcess:
             time.sleep(POLL_S)
         return code
 
+    def wait_until_stopped(self, timeout_s: float) -> bool:
+        """Whether every thread of it was seen standing still after a SIGSTOP; True as well when it has ended."""
+        deadline = time.monotonic() + timeout_s
+        while self.exit_code() is None:
+            if self._pid is None or all(state in "Tt" for state in thread_states(self._pid)):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S / 4)
+        return True
+
     def close(self) -> None:
         """Kill the server if it runs, remove its home, end the watchdog. Safe to call twice."""
         with self._lock:
@@ -138,6 +149,17 @@ class GuardedProcess:
         line, _, self._pending = self._pending.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def thread_states(pid: int) -> list[str]:
+    """The state letter of each thread, see proc_pid_stat(5); none where there is no /proc."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # that thread has just ended
+    return states
 
 
 def free_port() -> int:

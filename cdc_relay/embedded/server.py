@@ -137,7 +137,11 @@ class ThrowawayServer(ABC):
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, as with a host that hangs."""
-        self._guarded().signal(signal.SIGSTOP)
+        process = self._guarded()
+        process.signal(signal.SIGSTOP)
+        # The kernel stops one thread after another, and until the last of them stands a query may still be answered.
+        if not process.wait_until_stopped(10):
+            raise self.unavailable(f"{self.name} did not stand still within 10 s")
 
     def thaw(self) -> None:
         """SIGCONT."""

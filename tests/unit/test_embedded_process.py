@@ -127,6 +127,8 @@ def test_signals_reach_the_server_alone_and_it_can_be_started_again(guarded: Gua
 def test_a_stopped_server_still_counts_as_running_and_can_be_thrown_away(guarded: GuardedProcess) -> None:
     pid = start(guarded)
     guarded.signal(signal.SIGSTOP)
+    assert guarded.wait_until_stopped(30)
+    assert process.thread_states(pid) == ["T"]
     assert guarded.wait(0.1) is None
     guarded.close()
     assert is_gone(pid)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cdc_relay.embedded import java, kafka_files, mysql
+from cdc_relay.embedded import java, kafka_files, mysql, mysql_program
 from cdc_relay.embedded.java import Java
 from cdc_relay.embedded.kafka import KafkaBroker
-from cdc_relay.embedded.mysql import MysqlServer, Program
+from cdc_relay.embedded.mysql import MysqlServer
+from cdc_relay.embedded.mysql_program import Program
 from cdc_relay.errors import MissingTool
 
 
@@ -23,7 +24,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr(mysql, "SYSTEM_FOLDERS", str(path))
+    monkeypatch.setattr(mysql_program, "SYSTEM_FOLDERS", str(path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     return path
@@ -55,18 +56,30 @@ def test_what_is_missing_is_told_with_the_command_that_installs_it(
 def test_a_mysqld_on_path_is_taken_when_it_is_recent_enough(bare: Path) -> None:
     program(bare / "mysqld", "/usr/sbin/mysqld  Ver 5.7.44 for Linux on x86_64 (MySQL Community Server (GPL))")
     with pytest.raises(MissingTool):
-        mysql.find("auto")
+        mysql_program.find("auto")
     program(bare / "mysqld", "/usr/sbin/mysqld  Ver 8.0.43 for Linux on x86_64 (MySQL Community Server - GPL)")
-    found = mysql.find("auto")
+    found = mysql_program.find("auto")
     assert (found.flavour, found.version, found.argv) == ("mysql", "8.0.43", (str(bare / "mysqld"),))
 
 
 def test_a_mysqld_that_is_really_mariadb_is_known_as_such(bare: Path) -> None:
     program(bare / "mysqld", "mysqld  Ver 10.11.19-MariaDB-0+deb12u1 for debian-linux-gnu on x86_64 (Debian 12)")
-    assert mysql.find("mariadb").flavour == "mariadb"
-    assert mysql.find("auto").flavour == "mariadb"
+    assert mysql_program.find("mariadb").flavour == "mariadb"
+    assert mysql_program.find("auto").flavour == "mariadb"
     with pytest.raises(MissingTool):
-        mysql.find("mysql")
+        mysql_program.find("mysql")
+
+
+def test_a_mysqld_under_apparmor_is_started_through_the_loader(tmp_path: Path) -> None:
+    mysqld = Path("/usr/sbin/mysqld")
+    assert mysql_program._unconfined(mysqld, tmp_path) == (str(mysqld),)
+    (tmp_path / "usr.sbin.mysqld").touch()
+    loader, program = mysql_program._unconfined(mysqld, tmp_path)
+    assert Path(loader).name.startswith("ld-linux")
+    assert program == str(mysqld)
+    (tmp_path / "disable").mkdir()
+    (tmp_path / "disable/usr.sbin.mysqld").touch()
+    assert mysql_program._unconfined(mysqld, tmp_path) == (str(mysqld),)
 
 
 def test_java_must_be_recent_enough(bare: Path) -> None:
