@@ -88,7 +88,7 @@ def configure(settings: LogSettings, *, program: str, stream: TextIO | None = No
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     for name in _QUIET_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
 

@@ -112,6 +112,9 @@ def test_sqlalchemy_never_prints_the_rows_of_others() -> None:
     stream = configured(format="json", level="debug")
     logging.getLogger("sqlalchemy.engine.Engine").info("INSERT … [('private',)]")
     assert stream.getvalue() == ""
+    stream = configured(format="json", level="error")
+    logging.getLogger("sqlalchemy.pool").warning("its warnings are no errors")
+    assert stream.getvalue() == ""
 
 
 def test_the_format_is_for_people_on_a_terminal_and_for_machines_elsewhere() -> None:
