@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from cdc_relay.errors import ConfigurationError
-from cdc_relay.masking import is_secret, mask, mask_text
+from cdc_relay.masking import mask, mask_text
 
 ENV_PREFIX = "CDC_"
 CONFIG_VARIABLE = "CDC_CONFIG"
@@ -354,6 +354,6 @@ def _given(layer: _Layer, location: tuple[str | int, ...]) -> tuple[list[str], s
 
 def _shown(path: list[str], value: Any) -> str:
     # A URL may hold a password, and so may any property: they are never quoted, nor is a section that has them.
-    if path[:2] in (["database"], ["database", "url"], ["kafka"], ["kafka", "properties"]) or is_secret(path[-1]):
+    if path[:2] in (["database"], ["database", "url"], ["kafka"], ["kafka", "properties"]):
         return ""
     return "" if isinstance(value, Mapping | BaseModel) else f", not {mask_text(str(value))[:80]!r}"
