@@ -230,8 +230,7 @@ class OutboxStatements:
         the server a microsecond or so for each row that is pending or published.
         """
         sql = (
-            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' "
-            "AND (retry_count > 0 OR last_error <> '') "
+            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD}) "
             f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' AND retry_count > 0"
         )
         for row_id, key in connection.execute(text(sql), execution_options={"yield_per": 1000}):

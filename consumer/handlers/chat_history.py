@@ -26,7 +26,8 @@ class ChatMessage(BaseModel):
     user_id: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
     conversation_id: Annotated[str, Field(min_length=1, max_length=36)]
     role: Annotated[str, Field(max_length=32)]
-    message: str
+    # The bound makes pydantic look at the characters: without one, half of a surrogate pair passes as text.
+    message: Annotated[str, Field(min_length=0)]
 
 
 _MUST_BE = {

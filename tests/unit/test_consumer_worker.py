@@ -1,0 +1,401 @@
+"""The way of a record through the worker, on fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from threading import Event as StopFlag
+from typing import Any
+
+import pytest
+
+from cdc_relay.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    KafkaUnavailable,
+    PoisonRow,
+    RelayError,
+    RetryableRow,
+    RowError,
+)
+from cdc_relay.outbox.backoff import Backoff
+from cdc_relay.outbox.statements import PARKED
+from consumer.delivery import KafkaRecord
+from consumer.plan import Outcome
+from consumer.registry import HandlerRegistry, Refused
+from consumer.worker import Worker
+from tests.consumer_fakes import (
+    T0,
+    FakeDatabase,
+    FakeDeadLetters,
+    FakeRow,
+    FakeSource,
+    FakeTables,
+    record,
+    registry,
+)
+
+NOW = datetime(2026, 1, 2, 4, 0, tzinfo=UTC)
+WALL = NOW.replace(tzinfo=None)
+
+
+class Stage:
+    """A worker with everything around it."""
+
+    def __init__(
+        self,
+        rows: Sequence[FakeRow] = (),
+        *batches: list[KafkaRecord],
+        handlers: HandlerRegistry | None = None,
+        attempts: int = 20,
+    ) -> None:
+        self.database = FakeDatabase(rows)
+        self.source = FakeSource(*batches)
+        self.dead_letters = FakeDeadLetters()
+        self.turns: list[dict[Outcome, int]] = []
+        self.attempts_left = attempts
+        self.worker = Worker(
+            source=self.source,
+            registry=handlers or registry(),
+            unit_of_work=self.database.unit_of_work,
+            bury=self.dead_letters.send,
+            ride_out=self.ride_out,
+            backoff=Backoff(),
+            zone=UTC,
+            on_turn=lambda counts, seconds, parked_keys: self.turns.append(dict(counts)),
+        )
+
+    def ride_out(self, action: Callable[[], None], wait: Callable[[float], None]) -> None:
+        while True:
+            try:
+                return action()
+            except RelayError as error:
+                self.attempts_left -= 1
+                if not error.retriable or not self.attempts_left:
+                    raise
+                wait(2.0)
+
+    def turn(self) -> dict[Outcome, int]:
+        return {outcome: n for outcome, n in self.worker.run_once(lambda: NOW).items() if n}
+
+
+def rows(*ids: int, key: bytes = b"k", **values: Any) -> list[FakeRow]:
+    return [FakeRow(row_id, key, **values) for row_id in ids]
+
+
+def refusing(reasons: dict[int, RowError]) -> HandlerRegistry:
+    """A handler that refuses these events as long as they are in ``reasons``."""
+
+    def apply(work: Any, events: Sequence[Any]) -> None:
+        refused = {event.row.id: reasons[event.row.id] for event in events if event.row.id in reasons}
+        if refused:
+            raise Refused(refused)
+
+    return registry(apply)
+
+
+def failing_on(*ids: int, error: RowError | None = None) -> HandlerRegistry:
+    """A handler on which the database refuses something without saying which event."""
+
+    def apply(work: Any, events: Sequence[Any]) -> None:
+        if any(event.row.id in ids for event in events):
+            raise error or PoisonRow("Data too long")
+
+    return registry(apply)
+
+
+def test_a_batch_is_applied_in_one_transaction_and_its_offsets_are_committed() -> None:
+    stage = Stage(rows(1, 2, 3), [record(1, "a"), record(2, "b"), record(3, "c", partition=1)])
+    assert stage.turn() == {Outcome.CONSUMED: 3}
+    assert stage.database.notes == [(1, "a"), (2, "b"), (3, "c")]
+    assert stage.database.transactions == 1
+    assert set(stage.database.statuses().values()) == {"consumed"}
+    assert stage.source.committed == {("topic", 0): 3, ("topic", 1): 4}
+
+
+def test_a_quiet_topic_is_a_turn_too() -> None:
+    stage = Stage()
+    assert stage.turn() == {}
+    assert stage.turns == [{}]
+    assert stage.database.transactions == 0
+
+
+def test_what_comes_again_has_no_effect() -> None:
+    stage = Stage(rows(1, 2), [record(1)], [record(1), record(2), record(1), record(2)])
+    stage.turn()
+    assert stage.turn() == {Outcome.CONSUMED: 1, Outcome.DUPLICATE: 3}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2]
+
+
+def test_a_row_published_only_by_kafka_yet_gets_its_publishing_time() -> None:
+    stage = Stage([FakeRow(1, status="pending", published_at=None)], [record(1)])
+    stage.turn()
+    assert stage.database.rows[1].published_at == WALL
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "no value"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "JSON object"),
+        (b'{"biz_type": "note", "payload": "x"}', "outbox_id"),
+        (b'{"outbox_id": true, "biz_type": "note", "payload": "x"}', "outbox_id"),
+        (b'{"outbox_id": 1, "biz_type": "", "payload": "x"}', "biz_type"),
+        (b'{"outbox_id": 1, "biz_type": "note"}', "payload is missing"),
+    ],
+)
+def test_a_record_that_is_no_envelope_is_buried_and_passed(value: bytes | None, reason: str) -> None:
+    malformed = KafkaRecord("topic", 0, 8, b"key", value, [("h", b"v")])
+    stage = Stage(rows(1), [malformed, record(1, offset=9)])
+    assert stage.turn() == {Outcome.NO_ROW: 1, Outcome.CONSUMED: 1}
+    (letter,) = stage.dead_letters.letters
+    assert letter.record is malformed
+    assert reason in letter.reason
+    assert stage.source.committed == {("topic", 0): 10}
+
+
+def test_a_record_without_a_row_is_buried_and_passed() -> None:
+    stage = Stage(rows(1), [record(7), record(1, offset=8)])
+    assert stage.turn() == {Outcome.NO_ROW: 1, Outcome.CONSUMED: 1}
+    assert [letter.reason for letter in stage.dead_letters.letters] == ["the outbox has no row with id 7"]
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [(record(1, biz_type="unheard of"), "no handler for biz_type 'unheard of'"), (record(1, 42), "must be a string")],
+)
+def test_a_row_that_can_never_be_applied_is_dead_and_its_record_is_kept(poison: KafkaRecord, reason: str) -> None:
+    stage = Stage(rows(1, 2), [poison, record(2)])
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1}
+    assert stage.database.statuses() == {1: "dead", 2: "consumed"}
+    assert reason in (stage.database.rows[1].last_error or "")
+    assert [letter.record for letter in stage.dead_letters.letters] == [poison]
+
+
+def test_the_dead_letter_comes_before_the_dead_row() -> None:
+    stage = Stage(rows(1), [record(1, 42)])
+    seen: list[str] = []
+    stage.dead_letters.before = lambda: seen.append(stage.database.rows[1].status)
+    stage.turn()
+    assert seen == ["published"]
+
+
+def test_no_offset_moves_while_kafka_takes_no_dead_letter() -> None:
+    def away() -> None:
+        raise KafkaUnavailable("no broker")
+
+    stage = Stage(rows(1), [record(1, 42)], attempts=3)
+    stage.dead_letters.before = away
+    with pytest.raises(KafkaUnavailable):
+        stage.turn()
+    assert stage.source.committed == {}
+    assert stage.database.statuses() == {1: "published"}
+    assert stage.source.waits == [2.0, 2.0]
+
+
+def test_an_outage_is_ridden_out_and_counts_nothing_twice() -> None:
+    stage = Stage(rows(1, 2), [record(1, 42), record(2), record(9)])
+    outages = [DatabaseUnavailable("away"), DatabaseUnavailable("deadlock")]
+
+    def before_commit(_: FakeTables) -> None:
+        if outages:
+            raise outages.pop()
+
+    stage.database.before_commit = before_commit
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1, Outcome.NO_ROW: 1}
+    assert [letter.record.offset for letter in stage.dead_letters.letters] == [1, 9]
+    assert stage.database.rows[1].retry_count == 1
+    assert stage.database.rows[2].retry_count == 0
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_again() -> None:
+    stage = Stage(rows(1), [record(1)])
+    lost = [DatabaseUnavailable("the answer was lost")]
+
+    def before_commit(tables: FakeTables) -> None:
+        if lost:
+            stage.database.tables = tables
+            raise lost.pop()
+
+    stage.database.before_commit = before_commit
+    assert stage.turn() == {Outcome.DUPLICATE: 1}
+    assert len(stage.database.notes) == 1
+
+
+def test_records_of_a_lost_partition_are_dropped_while_waiting() -> None:
+    stage = Stage(rows(1, 2), [record(1, partition=0), record(2, partition=1)])
+    outages = [DatabaseUnavailable("away")]
+
+    def before_commit(_: FakeTables) -> None:
+        if outages:
+            stage.source.lost = {("topic", 0)}
+            raise outages.pop()
+
+    stage.database.before_commit = before_commit
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    assert stage.source.committed == {("topic", 1): 3}
+    assert stage.database.statuses() == {1: "published", 2: "consumed"}
+
+
+def test_an_error_that_waiting_does_not_cure_ends_the_program() -> None:
+    def before_commit(_: FakeTables) -> None:
+        raise DatabaseError("the table is gone")
+
+    stage = Stage(rows(1), [record(1)])
+    stage.database.before_commit = before_commit
+    with pytest.raises(DatabaseError, match="the table is gone"):
+        stage.worker.run(StopFlag())
+    assert stage.source.committed == {}
+
+
+def test_a_stop_during_an_outage_abandons_the_batch() -> None:
+    stop = StopFlag()
+
+    def before_commit(_: FakeTables) -> None:
+        stop.set()
+        raise DatabaseUnavailable("away")
+
+    stage = Stage(rows(1), [record(1)], attempts=1)
+    stage.database.before_commit = before_commit
+    stage.worker.run(stop)
+    assert stage.source.committed == {}
+
+
+def test_a_failed_row_is_tried_again_and_holds_back_its_key_only() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    table = [*rows(1, 2, 3), *rows(4, key=b"other")]
+    stage = Stage(table, [record(1), record(2), record(3), record(4)], handlers=refusing(reasons))
+    assert stage.turn() == {Outcome.FAILED: 1, Outcome.PARKED: 2, Outcome.CONSUMED: 1}
+    failed, parked = stage.database.rows[1], stage.database.rows[2]
+    assert (failed.status, failed.retry_count, failed.last_error) == ("pending", 1, "no chat")
+    assert failed.next_retry_at == WALL + timedelta(seconds=1)
+    assert (parked.status, parked.retry_count, parked.last_error) == ("pending", 0, f"{PARKED} (id 1)")
+    assert parked.next_retry_at == failed.next_retry_at
+
+
+def test_held_rows_follow_in_order_once_the_first_goes_well() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    stage = Stage(rows(1, 2, 3), [record(1), record(2)], [record(3)], handlers=refusing(reasons))
+    stage.turn()
+    reasons.clear()
+    assert stage.turn() == {Outcome.PARKED: 1}  # its key is held back, though nothing is wrong with it
+    redeliver(stage, 1, 2, 3)
+    assert stage.turn() == {Outcome.CONSUMED: 3}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2, 3]
+    stage.database.rows[4] = FakeRow(4, b"k")
+    stage.source.batches = [[record(4)]]
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+
+
+def redeliver(stage: Stage, *ids: int) -> None:
+    """What the relay's sweep does: lease, send, mark published."""
+    for row_id in ids:
+        row = stage.database.rows[row_id]
+        row.status, row.published_at, row.next_retry_at, row.last_error = "published", T0, None, None
+    stage.source.batches = [[record(row_id) for row_id in ids]]
+
+
+def test_a_later_row_does_not_overtake_one_that_is_on_its_way_again() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    stage = Stage(rows(1, 2), [record(1)], handlers=refusing(reasons))
+    stage.turn()
+    reasons.clear()
+    redeliver(stage, 1)
+    stage.source.batches = [[record(2)], [record(1)]]
+    assert stage.turn() == {Outcome.PARKED: 1}
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+
+
+def test_rows_held_back_before_the_start_are_learnt_from_the_table() -> None:
+    table = [
+        FakeRow(1, b"failed", "pending", retry_count=1, next_retry_at=T0),
+        FakeRow(2, b"parked", "pending", last_error=PARKED, next_retry_at=T0),
+        FakeRow(3, b"on its way", "published", retry_count=1),
+        *(FakeRow(10 + n, key) for n, key in enumerate((b"failed", b"parked", b"on its way", b"free"))),
+    ]
+    stage = Stage(table, [record(10), record(11), record(12), record(13)])
+    assert stage.turn() == {Outcome.PARKED: 3, Outcome.CONSUMED: 1}
+
+
+def test_the_table_is_read_again_when_partitions_have_come() -> None:
+    stage = Stage(rows(1, 2), [], [record(2)])
+    stage.turn()
+    stage.database.rows[1] = FakeRow(1, b"k", "pending", retry_count=1, next_retry_at=T0)  # by the former owner
+    stage.source.assignments += 1
+    assert stage.turn() == {Outcome.PARKED: 1}
+
+
+def test_a_remembered_row_that_was_ended_elsewhere_holds_nothing_back() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    stage = Stage(rows(1, 2, 3), [record(1), record(2)], [record(3)], handlers=refusing(reasons))
+    stage.turn()
+    for row_id in (1, 2):
+        stage.database.rows[row_id].status = "dead"  # by an operator
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+
+
+def test_at_the_last_attempt_a_row_is_dead_and_its_key_goes_on() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    table = [FakeRow(1, b"k", retry_count=19), FakeRow(2, b"k")]
+    stage = Stage(table, [record(1), record(2)], handlers=refusing(reasons))
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1}
+    assert stage.database.rows[1].retry_count == 20
+    assert stage.dead_letters.letters == []  # the row itself tells the whole story
+
+
+def test_a_late_copy_of_a_failed_record_does_not_count_as_another_failure() -> None:
+    stage = Stage(rows(1), [record(1)], [record(1)], handlers=refusing({1: RetryableRow("no chat")}))
+    stage.turn()
+    assert stage.turn() == {Outcome.DUPLICATE: 1}
+    assert stage.database.rows[1].retry_count == 1
+
+
+def test_a_poison_event_named_by_its_handler_costs_one_more_transaction() -> None:
+    ids = range(1, 101)
+    stage = Stage(rows(*ids, key=b""), [record(i) for i in ids], handlers=refusing({50: PoisonRow("too large")}))
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 99}
+    assert stage.database.transactions == 1
+    assert [letter.record.offset for letter in stage.dead_letters.letters] == [50]
+
+
+@pytest.mark.parametrize("culprit", [1, 50, 100])
+def test_a_poison_event_that_the_database_does_not_name_is_found_and_costs_only_itself(culprit: int) -> None:
+    ids = range(1, 101)
+    stage = Stage(rows(*ids), [record(i) for i in ids], handlers=failing_on(culprit))
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 99}
+    assert [row_id for row_id, _ in stage.database.notes] == [i for i in ids if i != culprit]
+    assert stage.database.rows[culprit].last_error == "Data too long"
+    assert [letter.record.offset for letter in stage.dead_letters.letters] == [culprit]
+
+
+def test_several_poison_events_are_found() -> None:
+    ids = range(1, 41)
+    stage = Stage(rows(*ids), [record(i) for i in ids], handlers=failing_on(7, 8, 31))
+    assert stage.turn() == {Outcome.DEAD: 3, Outcome.CONSUMED: 37}
+
+
+def test_a_retryable_refusal_by_the_database_holds_back_the_key_from_there_on() -> None:
+    ids = range(1, 9)
+    handlers = failing_on(5, error=RetryableRow("no parent row"))
+    stage = Stage(rows(*ids), [record(i) for i in ids], handlers=handlers)
+    assert stage.turn() == {Outcome.CONSUMED: 4, Outcome.FAILED: 1, Outcome.PARKED: 3}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2, 3, 4]
+
+
+def test_a_refusal_that_goes_on_without_the_row_is_the_databases_fault() -> None:
+    stage = Stage(rows(1), [record(1)])
+
+    def before_commit(_: FakeTables) -> None:
+        raise PoisonRow("last_error is too small")
+
+    stage.database.before_commit = before_commit
+    with pytest.raises(DatabaseError, match="refused again"):
+        stage.turn()
+
+
+def test_of_two_records_of_one_row_the_first_counts() -> None:
+    stage = Stage(rows(1, 2), [record(1, 42), record(1, "fine"), record(2, "fine"), record(2, 42)])
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1, Outcome.DUPLICATE: 2}
+    assert stage.database.statuses() == {1: "dead", 2: "consumed"}
