@@ -6,6 +6,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,7 +40,7 @@ def watchdog_argv(prefix: str, parent_dir: str) -> list[str]:
 class GuardedProcess:
     """One server process that cannot outlive this process, with a home folder that goes with it.
 
-    ``home`` exists from construction until ``close``. The server may be started again after it has ended.
+    Its home exists from construction until ``close``. The server may be started again after it has ended.
     All methods are safe to call from several threads.
     """
 
@@ -49,6 +50,7 @@ class GuardedProcess:
         self._lock = threading.Lock()
         self._pending = b""
         self._pid: int | None = None
+        self._home: Path | None = None
         self._watchdog = subprocess.Popen(
             watchdog_argv(f"cdc-relay-{name}-", tempfile.gettempdir()),
             stdin=subprocess.PIPE,
@@ -58,10 +60,16 @@ class GuardedProcess:
             start_new_session=True,
         )
         try:
-            self.home = Path(self._read_answer()["home"])
+            self._home = Path(self._read_answer()["home"])
         except BaseException:
             self.close()
             raise
+
+    @property
+    def home(self) -> Path:
+        """The temporary folder that goes with the server."""
+        assert self._home is not None, "the watchdog tells it before the constructor returns"
+        return self._home
 
     @property
     def pid(self) -> int | None:
@@ -119,6 +127,9 @@ class GuardedProcess:
             finally:
                 assert self._watchdog.stdout is not None
                 self._watchdog.stdout.close()
+            if self._watchdog.returncode != 0 and self._home is not None:
+                # The watchdog was itself killed; the server went with it, but the home did not.
+                shutil.rmtree(self._home, ignore_errors=True)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._lock:

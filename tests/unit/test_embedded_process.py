@@ -101,6 +101,8 @@ def test_the_server_does_not_outlive_its_watchdog(guarded: GuardedProcess) -> No
     eventually(lambda: is_gone(pid), "the server's end")
     with pytest.raises(ProcessError, match="watchdog"):
         guarded.exit_code()
+    guarded.close()
+    assert not guarded.home.exists()
 
 
 def test_the_server_outlives_the_thread_that_started_it(guarded: GuardedProcess) -> None:
