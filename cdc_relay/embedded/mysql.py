@@ -28,8 +28,8 @@ class MysqlServer(ThrowawayServer):
         with MysqlServer(options={"binlog_row_image": "MINIMAL"}) as server:
             engine = sqlalchemy.create_engine(server.url)
 
-    Row binlog on, GTID off, ``root`` without a password, 127.0.0.1 only. Durability is the server's default: every
-    commit is flushed, unless ``options`` say otherwise.
+    Row binlog on, GTID off, ``root`` without a password, 127.0.0.1 only. How durable a commit is, is the server's own
+    default unless ``options`` say otherwise: MySQL flushes both redo log and binlog, MariaDB only the former.
     """
 
     unavailable = DatabaseUnavailable
@@ -45,7 +45,8 @@ class MysqlServer(ThrowawayServer):
         start_timeout_s: float = 120.0,
         stop_timeout_s: float = 60.0,
     ) -> None:
-        """``auto`` takes whichever of the two is on PATH, MySQL first, and fetches MySQL when neither is.
+        """``auto`` takes whichever of the two is on PATH, MySQL first, and fetches MySQL when neither is, or MariaDB
+        when MySQL is not to be had.
 
         ``options`` are server variables by name; True and False become ON and OFF, and None gives an option without
         a value (``{"skip_name_resolve": None}``).
@@ -74,6 +75,7 @@ class MysqlServer(ThrowawayServer):
         return f"mysql+pymysql://root@{self.host}:{self.port}/{self.database}"
 
     def error_log(self, lines: int = 30) -> str:
+        """The last lines of the error log."""
         return self.log_tail(lines)
 
     def client(self, tool: str) -> list[str]:

@@ -129,10 +129,12 @@ class TestMysql:
         assert ask(server, "SELECT @@bind_address")[0][0] == "127.0.0.1"
         assert (server.data_dir / "mysql.sock").is_socket()
 
-    def test_a_restart_keeps_data_and_port(self, server: MysqlServer) -> None:
+    def test_a_restart_keeps_data_and_port_and_takes_new_options(self, server: MysqlServer) -> None:
         ask(server, "REPLACE INTO kept VALUES (1)")
         before = (server.port, server.data_dir)
+        server.options["max_connections"] = 33
         server.restart()
+        assert ask(server, "SELECT @@max_connections") == ((33,),)
         assert (server.port, server.data_dir) == before
         assert ask(server, "SELECT id FROM kept WHERE id = 1") == ((1,),)
 
@@ -156,11 +158,6 @@ class TestMysql:
         assert server.is_running
         server.thaw()
         assert ask(server, "SELECT 1") == ((1,),)
-
-    def test_other_options_hold_from_the_next_start(self, server: MysqlServer) -> None:
-        server.options["max_connections"] = 33
-        server.restart()
-        assert ask(server, "SELECT @@max_connections") == ((33,),)
 
 
 @pytest.mark.mysql
