@@ -6,14 +6,17 @@ _SIZES = {252: 2, 253: 3, 254: 8}
 
 
 def packed(data: bytes, at: int) -> tuple[int, int]:
-    """The integer at ``at`` and where it ends; raises ValueError where there is none."""
+    """The integer at ``at`` and where it ends; raises ValueError or IndexError where there is none."""
     first = data[at]
     if first < 251:
         return first, at + 1
     size = _SIZES.get(first)
     if size is None:
         raise ValueError(f"{first} does not begin a length-encoded integer")
-    return int.from_bytes(data[at + 1 : at + 1 + size], "little"), at + 1 + size
+    end = at + 1 + size
+    if end > len(data):
+        raise ValueError("the data ends within a length-encoded integer")
+    return int.from_bytes(data[at + 1 : end], "little"), end
 
 
 def packed_list(data: bytes) -> list[int]:
