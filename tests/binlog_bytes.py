@@ -49,7 +49,7 @@ def datetime2(at: datetime, digits: int) -> bytes:
     return whole + ((at.microsecond // unit).to_bytes(size, "big") if size else b"")
 
 
-# --- columns -----------------------------------------------------------------------------------------------------------
+# --- columns --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def values_of(row: OutboxRow) -> dict[str, Any]:
     return row._asdict()
 
 
-# --- TABLE_MAP and rows ------------------------------------------------------------------------------------------------
+# --- TABLE_MAP and rows ---------------------------------------------------------------------------------------------
 
 
 def table_map_body(
@@ -211,7 +211,7 @@ def mariadb_compressed(data: bytes, *, size_bytes: int = 4) -> bytes:
     return bytes([0x80 | size_bytes]) + len(data).to_bytes(size_bytes, "big") + zlib.compress(data)
 
 
-# --- events ------------------------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass

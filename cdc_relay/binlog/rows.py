@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from pymysql.charset import charset_by_name
-
 from cdc_relay.binlog.table_map import ColumnType as T
 from cdc_relay.binlog.table_map import MappedColumn, TableMap
 from cdc_relay.outbox.row import OutboxRow
@@ -71,6 +69,27 @@ _DECIMAL_DIGIT_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 
 #: Character sets whose bytes are UTF-8 already.
 _UTF8 = frozenset({"utf8", "utf8mb3", "utf8mb4", "ascii", "us-ascii", "binary"})
+
+#: MySQL's character sets that Python reads exactly as the servers do (a test compares every character); where Python
+#: knows no character the rows are undecodable. All others are read from the table, which the server converts.
+_CODECS = {
+    "cp1250": "cp1250",
+    "cp1251": "cp1251",
+    "cp1257": "cp1257",
+    "cp850": "cp850",
+    "cp852": "cp852",
+    "cp932": "cp932",
+    "euckr": "euc_kr",
+    "gb2312": "gb2312",
+    "gbk": "gbk",
+    "koi8r": "koi8_r",
+    "latin1": "cp1252",
+    "latin2": "iso8859_2",
+    "latin5": "iso8859_9",
+    "latin7": "iso8859_13",
+    "macroman": "mac_roman",
+    "tis620": "tis_620",
+}
 
 #: Which binlog types a DATA_TYPE of INFORMATION_SCHEMA may have, for the columns that are read.
 _MATCHING = {
@@ -133,7 +152,7 @@ def make_decoder(
     read = set()
     for index, (name, column, charset) in enumerate(columns):
         value = _read(name, column, charset) if name in _FALLBACKS else None
-        body.append(f"# {index}: {name}")
+        body.append(f"# {index}: {name!r}")  # quoted: a name may contain line ends
         body.append(f"if nulls & {1 << index}:")
         body.append(f"    {name} = {_FALLBACKS[name]}" if value else "    pass")
         body.append("else:")
@@ -161,8 +180,8 @@ def make_decoder(
         "OutboxRow": OutboxRow,
         "RowsUndecodable": RowsUndecodable,
         "from_bytes": int.from_bytes,
-        "text": _CachedText(),
         "wall": CachedWallTimes(),
+        **{_text_function(codec): _CachedText(codec) for codec in ("utf-8", *_CODECS.values())},
     }
     exec(compile(source, f"<decoder of {table.schema}.{table.table}>", "exec"), namespace)
     decode: DecodeRows = namespace["decode"]  # type: ignore[assignment]
@@ -184,10 +203,12 @@ def _read(name: str, column: MappedColumn, charset: str | None) -> list[str] | N
     codec = _codec(charset)
     if column.type not in _TEXT or codec is None:
         return None
+    if column.type == T.STRING and charset == "binary":
+        return None  # BINARY(n) stands here without its trailing zero bytes, which the table gives
     if name in ("message_key", "payload"):
         value = "data[at:at + size]" if codec == "utf-8" else f"data[at:at + size].decode({codec!r}).encode()"
     else:  # few distinct values: decoded once, then looked up
-        value = f"text(data[at:at + size], {codec!r})"
+        value = f"{_text_function(codec)}(data[at:at + size])"
     return [*_size(column), f"{name} = {value}", "at += size"]
 
 
@@ -220,12 +241,11 @@ def _size(column: MappedColumn) -> list[str]:
 
 
 def _codec(charset: str | None) -> str | None:
-    if charset is None:
-        return None
-    if charset in _UTF8:
-        return "utf-8"
-    known = charset_by_name(charset)
-    return str(known.encoding) if known is not None else None
+    return "utf-8" if charset in _UTF8 else _CODECS.get(charset or "")
+
+
+def _text_function(codec: str) -> str:
+    return f"text_{codec.replace('-', '_')}"
 
 
 #: Bound of the caches below: topics and types are few, times of rows in flight are near each other.
@@ -233,17 +253,18 @@ _CACHE_ENTRIES = 4096
 
 
 class _CachedText:
-    """Text of few distinct values, decoded once."""
+    """Text of few distinct values in one character set, decoded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
         self._known: dict[bytes, str] = {}
 
-    def __call__(self, raw: bytes, codec: str) -> str:
+    def __call__(self, raw: bytes) -> str:
         known = self._known.get(raw)
         if known is None:
             if len(self._known) >= _CACHE_ENTRIES:
                 self._known.clear()
-            known = self._known[raw] = raw.decode(codec)
+            known = self._known[raw] = raw.decode(self._codec)
         return known
 
 

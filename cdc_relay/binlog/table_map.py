@@ -139,6 +139,8 @@ def parse_table_map(body: bytes) -> TableMap:
         size, at = packed(body, at + 1)
         value = body[at : at + size]
         at += size
+        if at > len(body):
+            raise ValueError(f"TABLE_MAP of {schema!r}.{table!r} ends within a field")
         if field in (_DEFAULT_CHARSET, _COLUMN_CHARSET):
             charsets = _charsets(columns, packed_list(value), default=field == _DEFAULT_CHARSET)
         elif field == _COLUMN_NAME:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ def split(pieces: Iterable[bytes]) -> list[bytes]:
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     ends = [0, *sorted(places), len(data)]
-    return [data[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(ends)]
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.data())
