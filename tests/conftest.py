@@ -7,11 +7,16 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import MetaData, create_engine, make_url, text
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.outbox.table import chat_tables, outbox_table
+
+# A busy machine is slow; that is no failure of what is tested.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +70,8 @@ def fresh_database(server: MysqlServer) -> Iterator[str]:
     engine.dispose()
     yield url.render_as_string(hide_password=False)
     with root.connect() as connection:
+        # A failed test may leave a transaction open: it must not hang the run.
+        connection.execute(text("SET SESSION lock_wait_timeout = 5"))
         connection.execute(text(f"DROP DATABASE {name}"))
     root.dispose()
 
