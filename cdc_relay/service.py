@@ -32,6 +32,7 @@ from cdc_relay.outbox.clock import utc_now
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
+from cdc_relay.preflight.start import require
 from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
 from cdc_relay.session import Parts, Session
 from cdc_relay.sweeper import SweepCounts, TailProgress
@@ -47,8 +48,8 @@ _SESSION_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
 #: A session that lasted so long has made progress; its end begins the backoff anew.
 _LASTING_S = 30.0
 
-#: How long a start waits for a first answer of Kafka.
-_KAFKA_START_S = 10.0
+#: How long a start waits for a first answer of MySQL and of Kafka; later, outages are waited out.
+_ANSWER_AT_START_S = 10.0
 
 #: The tailer is in trouble when it has heard nothing for so many read timeouts.
 _UNHEALTHY_TIMEOUTS = 3
@@ -95,7 +96,7 @@ class RelayService:
     def run(self, stop: Event) -> None:
         """Work until ``stop``. Raises RelayError for what the operator must mend, at start or later."""
         with self._admin():
-            self._ready_publisher().require_broker(_KAFKA_START_S)
+            self._require(stop)
             failures = 0
             distrust: str | None = None
             while not stop.is_set():
@@ -143,7 +144,7 @@ class RelayService:
             if not counts.more:
                 stop.set()
 
-        self._ready_publisher().require_broker(_KAFKA_START_S)
+        self._require(stop)
         try:
             if not self._leadership.acquire(wait_s=0):
                 raise DatabaseError(
@@ -154,6 +155,11 @@ class RelayService:
         finally:
             self._retire()
         return replace(last, sent=sent)
+
+    def _require(self, stop: Event) -> None:
+        """Raise what the operator must mend before anything can work."""
+        require(self._engine, self._settings.database, patience_s=_ANSWER_AT_START_S, stop=stop)
+        self._ready_publisher().require_broker(_ANSWER_AT_START_S)
 
     def _work(self, stop: Event, distrust: str | None) -> None:
         """One session, from waiting for the lock to its end."""

@@ -19,6 +19,8 @@ _ERR = 0xFF
 #: ER_MASTER_FATAL_ERROR_READING_BINLOG (MySQL and MariaDB) and MariaDB's ER_SLAVE_SAME_ID.
 _FATAL_READING = 1236
 _SAME_ID = 4052
+#: ER_SPECIFIC_ACCESS_DENIED_ERROR: waiting does not help.
+_DENIED = 1227
 
 
 class ByteStream(Protocol):
@@ -109,4 +111,8 @@ def _error(payload: Payload) -> DatabaseError:
     if code == _FATAL_READING:
         reason = "purged" if "find first log file" in text or "purged" in text else "position"
         return StaleSource(f"the server cannot send the binlog from here: {text}", reason=reason)
+    if code == _DENIED:
+        return DatabaseError(
+            f"this account may not read the binlog: {text}", hint="GRANT REPLICATION SLAVE ON *.* to it"
+        )
     return DatabaseUnavailable(f"the server ended the binlog stream with error {code}: {text}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cdc_relay.preflight.check import Check
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -25,6 +28,25 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(Text(title, style="bold"))
     console.print(table)
+
+
+def show_checks(title: str, checks: Sequence[Check]) -> None:
+    """Print each check on a line of its own, with what mends it below where that is needed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    width = max((len(check.name) for check in checks), default=0)
+    console.print(Text(title, style="bold"))
+    for check in checks:
+        line = Text.assemble(
+            ("  ", ""), (f"{check.level:4}", styles[check.level]), f"  {check.name:{width}}  {check.found}"
+        )
+        console.print(line, soft_wrap=True)
+        for label, words in (("wanted", check.wanted), ("mend", check.remedy)):
+            if check.level != "ok" and words:
+                console.print(Text(f"        {label}: {words}"), soft_wrap=True)
 
 
 def as_json(value: Any) -> str:

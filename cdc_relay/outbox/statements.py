@@ -146,6 +146,20 @@ class OutboxStatements:
         )
         return list(connection.execute(text(sql), {"limit": limit}))
 
+    def pending_topics(self, connection: Connection, limit: int = 1_000) -> list[str]:
+        """The topics of the ``limit`` oldest pending rows. Changes nothing."""
+        sql = (
+            f"SELECT DISTINCT topic FROM (SELECT topic FROM {self.table} WHERE status = 'pending' "
+            "ORDER BY id LIMIT :limit) AS oldest"
+        )
+        return [_str(topic) for topic in connection.execute(text(sql), {"limit": limit}).scalars()]
+
+    def touch_none(self, connection: Connection) -> None:
+        """Name every column that the relay writes, of no row: raises what a real write would. Changes nothing."""
+        columns = ("status", "retry_count", "next_retry_at", "last_error", "published_at", "updated_at")
+        assignments = ", ".join(f"{column} = {column}" for column in columns)
+        connection.execute(text(f"UPDATE {self.table} SET {assignments} WHERE id = 0 AND FALSE"))
+
     # --- the relay writes --------------------------------------------------------------------------------------
 
     def lock_due(self, connection: Connection, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
@@ -173,10 +187,13 @@ class OutboxStatements:
 
         Fills ``published_at`` of rows that the consumer has already marked consumed; never touches dead rows, nor rows
         that the consumer has meanwhile scheduled for a retry (their count has grown, or their token is filled).
+        A row that was parked keeps saying so until it is consumed, as a failed one keeps its count: it now stands in
+        Kafka behind later rows of its key, which a consumer that has just started must not let pass (``unsettled``).
         """
         sql = (
             f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
-            f"last_error = IF(status = 'pending', {self._cleared(connection)}, last_error), "
+            "last_error = IF(status = 'pending' AND LEFT(COALESCE(last_error, ''), 7) <> 'parked:', "
+            f"{self._cleared(connection)}, last_error), "
             "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
             "status = IF(status = 'pending', 'published', status) "
             "WHERE id IN :ids AND published_at IS NULL "
@@ -223,15 +240,15 @@ class OutboxStatements:
     # --- the consumer writes -----------------------------------------------------------------------------------
 
     def unsettled(self, connection: Connection) -> Iterator[WaitingRow]:
-        """Every failed or parked row, and every failed row on its way again, in no order: what a consumer must hold
-        back when it is given partitions. Changes nothing.
+        """Every failed or parked row, waiting or on its way again, in no order: what a consumer must hold back when it
+        is given partitions. Changes nothing.
 
-        A row that failed, was redelivered and is ``published`` now stands in Kafka behind later rows of its key. Costs
-        the server a microsecond or so for each row that is pending or published.
+        Costs the server a microsecond or so for each row that is pending or published.
         """
         sql = (
             f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD}) "
-            f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' AND retry_count > 0"
+            f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' "
+            "AND (retry_count > 0 OR COALESCE(last_error, '') <> '')"
         )
         for row_id, key in connection.execute(text(sql), execution_options={"yield_per": 1000}):
             yield WaitingRow(int(row_id), _bytes(key))
