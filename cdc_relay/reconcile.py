@@ -96,7 +96,7 @@ def bytes_between(position: BinlogPosition, binlog: ServerBinlog) -> int:
 
 
 class PendingRows:
-    """The pending rows of the table as a source for the tailer, in id order; then None more.
+    """The pending rows of the table as a source for the tailer, in id order.
 
     Rows that failed before are given too, so that the tailer holds their keys back; it does not send them.
     """
@@ -111,11 +111,9 @@ class PendingRows:
         self._after = 0
         self.exhausted = False
         """Whether every row that was pending has been given."""
-        self.rows = 0
-        """How many have been given."""
 
     def read(self) -> list[TransactionBatch]:
-        """See tailer.TransactionSource."""
+        """See tailer.PendingSource."""
         with self._transaction() as connection:
             page = self._statements.pending_page(connection, self._after, _PAGE_ROWS)
             if not page:
@@ -130,5 +128,4 @@ class PendingRows:
                 size += row.size
             rows = self._statements.read(connection, ids)
         self._after = ids[-1]
-        self.rows += len(rows)
         return [TransactionBatch(rows, None, size=size)]

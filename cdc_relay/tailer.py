@@ -1,7 +1,8 @@
 """THE data path of the binlog, top to bottom: source → route → envelope → publisher → status writer → watermark.
 
-One thread reads and publishes (``Tailer.run_once``); another takes Kafka's answers and writes them back
-(``writeback.StatusWriter``), which moves the watermark, which is saved (``checkpoint.Checkpointer``).
+One thread reads and publishes: ``Tailer.run_once``, and ``Tailer.catch_up`` for what only the table can tell. Another
+takes Kafka's answers and writes them back (``writeback.StatusWriter``), which moves the watermark, which is saved
+(``checkpoint.Checkpointer``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from cdc_relay.watermark import AckWatermark
 #: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
 _SAME_MOMENT = timedelta(seconds=1)
 
+#: How long to wait for room, or for what is in flight, before looking again.
+_FULL_WAIT_S = 0.005
+
 #: Ids asked for in one SELECT.
 _LOOKUP_ROWS = 1000
 
@@ -39,38 +43,54 @@ LookUp = Callable[[Sequence[int]], list[OutboxRow]]
 """Reads committed rows from the table by id, waiting for transactions that are about to commit."""
 
 
+class PendingSource(Protocol):
+    """Gives the pending rows of the table in id order, once."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every row has been given."""
+
+    def read(self) -> list[TransactionBatch]:
+        """The next rows; none when exhausted."""
+
+
 class Tailer:
-    """Sends the rows that a source gives, each once, in order."""
+    """Sends the rows that the binlog gives, each once, in order; and those that only the table can tell."""
 
     def __init__(
         self,
         source: TransactionSource,
+        pending: Callable[[], PendingSource],
         publisher: Publisher,
         watermark: AckWatermark,
         parking: SharedParking,
         look_up: LookUp,
         complete: Callable[[Delivery], None],
         *,
+        head: Callable[[], BinlogPosition],
+        wait: Callable[[float], bool],
         zone: tzinfo,
-        path: str = "tail",
-        settled_until: BinlogPosition | None = None,
-        on_wake_sweep: Callable[[], None] = lambda: None,
     ) -> None:
         """``complete`` takes each delivery when Kafka has answered for all of it (``StatusWriter.complete``).
 
-        Rows up to ``settled_until`` may have been sent before this start: only those that the table still calls
-        pending are sent again, so that a restart makes next to no duplicates.
+        ``head`` asks the server where its binlog ends now. ``wait`` sleeps so many seconds, or less when the tailer
+        must stop, and then it is true.
+
+        Rows up to where the binlog ends now may have been sent before: only those that the table still calls pending
+        are sent again, so that a restart makes next to no duplicates.
         """
         self._source = source
+        self._pending = pending
         self._publisher = publisher
         self._watermark = watermark
         self._parking = parking
         self._look_up = look_up
         self._complete = complete
+        self._head = head
+        self._wait = wait
         self._zone = zone
-        self._path = path
-        self._settled_until = settled_until
-        self._wake_sweep = on_wake_sweep
+        self._settled_until: BinlogPosition | None = head()
+        self._caught_up_to: BinlogPosition | None = None
 
     def run_once(self, now: datetime) -> int:
         """Read once and send; how many rows were sent. Nothing is read while the watermark is full.
@@ -79,23 +99,60 @@ class Tailer:
         watermark.
         """
         if self._watermark.full:
+            self._wait(_FULL_WAIT_S)
             return 0
         sent = 0
         for batch in self._source.read():
-            sent += self._deliver(batch, now)
+            sent += self._deliver(batch, now, "tail")
+            if batch.unreadable and not self._is_caught_up(batch.end):
+                # Its rows must not be overtaken, so they are sent from the table before anything else is.
+                hold = self._watermark.track(batch.end, committed_at=batch.committed_at, rows=0, size=0)
+                if not self.catch_up(now):
+                    break
+                self._watermark.resolve(hold)
         return sent
 
-    def _deliver(self, batch: TransactionBatch, now: datetime) -> int:
+    def catch_up(self, now: datetime) -> bool:
+        """Send every fresh row that is pending in the table, in id order; false when stopped before the end.
+
+        At a start without a usable checkpoint, and where the binlog holds what cannot be read.
+        """
+        before = self._head()
+        # Twice: a transaction stands in the binlog a moment before others see its rows in the table.
+        for _ in range(2):
+            pending = self._pending()
+            while not pending.exhausted:
+                if self._watermark.full:
+                    if self._wait(_FULL_WAIT_S):
+                        return False
+                    continue
+                for batch in pending.read():
+                    self._deliver(batch, now, "reconcile")
+            # Their statuses must be written before the table is asked again which rows are still to be sent.
+            while self._watermark.in_flight_rows:
+                if self._wait(_FULL_WAIT_S):
+                    return False
+        self._caught_up_to = before
+        self._settled_until = self._head()
+        return True
+
+    def _is_caught_up(self, end: BinlogPosition | None) -> bool:
+        return end is not None and self._caught_up_to is not None and end <= self._caught_up_to
+
+    def _deliver(self, batch: TransactionBatch, now: datetime, path: str) -> int:
         rows = batch.rows
-        if rows and (batch.doubtful or self._may_have_been_sent(batch.end)):
+        if rows and path == "tail" and (batch.doubtful or self._may_have_been_sent(batch.end)):
             rows = self._committed(rows)
         ticket = self._watermark.track(
-            batch.end, committed_at=batch.committed_at, rows=len(rows), size=batch.size if rows else 0
+            batch.end if not batch.unreadable else None,
+            committed_at=batch.committed_at,
+            rows=len(rows),
+            size=batch.size if rows else 0,
         )
         delivery = Delivery(
             self._publisher,
             self._complete,
-            path=self._path,
+            path=path,
             committed_at=batch.committed_at,
             on_settled=lambda: self._watermark.resolve(ticket),
         )
@@ -107,8 +164,6 @@ class Tailer:
             delivery.close()
         else:
             self._watermark.resolve(ticket)  # nothing to wait for: the position moves on
-        if batch.wake_sweep:
-            self._wake_sweep()
         return len(delivery.sent)
 
     def _send(self, row: OutboxRow, delivery: Delivery) -> None:

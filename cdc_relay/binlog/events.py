@@ -7,6 +7,7 @@ Everything is little endian unless it says otherwise.
 
 from __future__ import annotations
 
+import re
 import zlib
 from enum import IntEnum
 from struct import Struct
@@ -150,9 +151,50 @@ def parse_checksum_algorithm(event: Event) -> int:
     return event.data[event.end - FORMAT_ALGORITHM_FROM_END]
 
 
+#: MARIADB_GTID: number u64, domain u32, flags u8 (MariaDB source, ``Gtid_log_event``: FL_STANDALONE, FL_PREPARED_XA).
+_MARIADB_GTID_FLAGS = 12
+_MARIADB_STANDALONE = 0x01
+_MARIADB_PREPARED_XA = 0x40
+
+
 def is_mariadb_standalone(event: Event) -> bool:
-    """Whether a MARIADB_GTID (number u64, domain u32, flags u8) begins a single statement and no transaction."""
-    return bool(event.data[event.body + 12] & 0x01)
+    """Whether a MARIADB_GTID begins a single statement and no transaction."""
+    return bool(event.data[event.body + _MARIADB_GTID_FLAGS] & _MARIADB_STANDALONE)
+
+
+def is_mariadb_prepared_xa(event: Event) -> bool:
+    """Whether a MARIADB_GTID begins an XA transaction up to its XA PREPARE."""
+    return bool(event.data[event.body + _MARIADB_GTID_FLAGS] & _MARIADB_PREPARED_XA)
+
+
+class Xid(NamedTuple):
+    """The name of an XA transaction."""
+
+    format_id: int
+    global_part: bytes
+    branch_part: bytes
+
+
+#: XA_PREPARE: one phase u8, format id u32, length of the global part u32, of the branch part u32, then both parts.
+_XA_PREPARE = Struct("<BIII")
+#: How both servers write an XID into a statement, whatever the client wrote.
+_XID_TEXT = re.compile(rb"X'([0-9a-fA-F]*)',X'([0-9a-fA-F]*)',(\d+)")
+
+
+def parse_xa_prepare(event: Event) -> tuple[bool, Xid]:
+    """``(one phase, name)`` of an XA_PREPARE event; one phase means that it commits."""
+    one_phase, format_id, global_size, branch_size = _XA_PREPARE.unpack_from(event.data, event.body)
+    start = event.body + _XA_PREPARE.size
+    middle = start + global_size
+    return bool(one_phase), Xid(format_id, event.data[start:middle], event.data[middle : middle + branch_size])
+
+
+def parse_xid(statement: bytes) -> Xid | None:
+    """The name in ``XA COMMIT X'…',X'…',1`` and its like; None when it is written otherwise."""
+    found = _XID_TEXT.search(statement)
+    if found is None:
+        return None
+    return Xid(int(found[3]), bytes.fromhex(found[1].decode()), bytes.fromhex(found[2].decode()))
 
 
 def type_name(kind: int) -> str:

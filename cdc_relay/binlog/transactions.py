@@ -7,7 +7,8 @@ transaction's end; only then do they leave, together with the position at which 
 * Rows that the events alone do not settle leave as *doubtful*: whoever gets them reads them from the table by id.
   That is so for images with absent columns, for rows changed again in their own transaction, for pieces of a
   transaction too large to hold, and after ROLLBACK TO SAVEPOINT.
-* What is not understood is reported to ``on_unsupported`` and left to the sweep. Nothing is skipped silently.
+* What is not understood is reported to ``on_unsupported``, and the batch says that the table must be asked what was in
+  it. Nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from cdc_relay.binlog.events import (
     CHECKSUM_SIZE,
     Event,
     EventType,
+    Xid,
     has_checksum,
+    is_mariadb_prepared_xa,
     is_mariadb_standalone,
     parse_checksum_algorithm,
     parse_commit_time,
     parse_query,
     parse_rotate,
+    parse_xa_prepare,
+    parse_xid,
     type_name,
 )
 from cdc_relay.binlog.payload import mariadb_inflate, transaction_payload
@@ -87,8 +92,8 @@ class TransactionBatch:
     """Seconds since 1970, by the server's clock, of the last commit in the batch; 0 when unknown."""
     doubtful: bool = False
     """The rows must be read from the table by their ids; here only ``id`` is certain."""
-    wake_sweep: bool = False
-    """Something in here can only be delivered by the sweep."""
+    unreadable: bool = False
+    """Up to ``end`` there is something that only the table can tell: its pending rows must be looked at."""
     size: int = 0
     """Bytes of the row events."""
 
@@ -102,8 +107,10 @@ class _Open:
     rows: list[OutboxRow] = field(default_factory=list)
     size: int = 0
     doubtful: bool = False
-    xid: bytes | None = None
-    """Of an XA transaction, as the statements quote it."""
+    is_xa: bool = False
+    """Its rows leave at its XA COMMIT, read from the table: what happens to it after its XA PREPARE is not known."""
+    too_many: bool = False
+    """More rows of an XA transaction than are remembered; its XA COMMIT sends to the table for them."""
 
 
 class TransactionAssembler:
@@ -116,10 +123,10 @@ class TransactionAssembler:
         self._offset = start.offset
         self._checksum_size = 0
         self._open: _Open | None = None
-        self._prepared: dict[bytes, list[int]] = {}
+        self._prepared: dict[Xid, list[int]] = {}
         self._prepared_rows = 0
         self._done: list[TransactionBatch] = []
-        self._wake_sweep = False
+        self._unreadable = False
         self._commit_time: float | None = None
         self.files_created: dict[str, int] = {}
         """When each binlog file seen was begun, seconds since 1970: tells two files of one name apart."""
@@ -216,7 +223,9 @@ class TransactionAssembler:
             self._transaction()
         elif kind == _T.MARIADB_GTID:
             self._commit_time = None
-            self._transaction().begun = not is_mariadb_standalone(event)  # no BEGIN follows it
+            opened = self._transaction()
+            opened.begun = not is_mariadb_standalone(event)  # no BEGIN follows it
+            opened.is_xa = is_mariadb_prepared_xa(event)
         elif kind in _CHANGES:
             if self._open is not None and self._open.rows and self._tables.is_outbox(event):
                 self._open.doubtful = True  # one of its rows may have been changed or deleted again
@@ -248,10 +257,14 @@ class TransactionAssembler:
         opened.size += event.end - event.start
         if not complete:
             opened.doubtful = True
-        if opened.size > PIECE_BYTES and opened.xid is None:
-            # Held no longer. The end is not seen yet, so the table must say whether the rows have come to stay.
+        if opened.size <= PIECE_BYTES:
+            return
+        # Held no longer: the memory for a transaction is bounded.
+        if opened.is_xa:
+            opened.too_many = True
+        else:  # The end is not seen yet, so the table must say whether the rows have come to stay.
             self._done.append(TransactionBatch(opened.rows, None, doubtful=True, size=opened.size))
-            opened.rows, opened.size = [], 0
+        opened.rows, opened.size = [], 0
 
     def _commit(self, event: Event) -> None:
         opened = self._transaction()
@@ -262,23 +275,29 @@ class TransactionAssembler:
 
     def _done_at_offset(self) -> bool:
         end = self._done[-1].end if self._done else None
-        return end is not None and end.offset == self._offset and not self._wake_sweep
+        return end is not None and end.offset == self._offset and not self._unreadable
 
     def _finish(self, rows: list[OutboxRow], size: int, doubtful: bool, committed_at: float) -> None:
         end = BinlogPosition(self._file, self._offset)
         resumable = end if end.is_resumable else None
+        unreadable, self._unreadable = self._unreadable, False
+        if unreadable:
+            rows = []  # the table has them too, and tells them in order with those that could not be read
         last = self._done[-1] if self._done else None
         # Joined, so that many small transactions cost one round through the pipeline.
-        if last is not None and last.end is not None and (not rows or last.doubtful == doubtful or not last.rows):
+        if (
+            last is not None
+            and last.end is not None
+            and not (last.unreadable or unreadable)
+            and (not rows or not last.rows or last.doubtful == doubtful)
+        ):
             last.rows += rows
             last.end = resumable or last.end
             last.doubtful = doubtful if rows else last.doubtful
             last.committed_at = committed_at or last.committed_at
-            last.wake_sweep |= self._wake_sweep
             last.size += size
         else:
-            self._done.append(TransactionBatch(rows, resumable, committed_at, doubtful, self._wake_sweep, size))
-        self._wake_sweep = False
+            self._done.append(TransactionBatch(rows, resumable, committed_at, doubtful, unreadable, size))
 
     # --- statements ----------------------------------------------------------------------------------------------
 
@@ -318,43 +337,40 @@ class TransactionAssembler:
             self._unsupported("mariadb_query_compressed")
 
     def _unsupported(self, kind: str) -> None:
-        self._wake_sweep = True
+        self._unreadable = True
         self._on_unsupported(kind)
 
     # --- XA --------------------------------------------------------------------------------------------------------
 
     def _xa(self, event: Event, statement: bytes) -> None:
-        _, verb, *rest = statement.split(None, 2)
-        verb = verb.upper()
-        xid = rest[0].rstrip() if rest else b""
+        verb = statement.split(None, 2)[1].upper()
         if verb in (b"START", b"BEGIN"):
             opened = self._transaction()
-            opened.begun, opened.xid = True, xid
+            opened.begun = opened.is_xa = True
         elif verb == b"COMMIT":
-            ids = self._forget_prepared(xid)
+            ids = self._forget_prepared(parse_xid(statement))
             self._open = None
             if ids is None:
-                self._wake_sweep = True  # prepared before we began to read: the table knows its rows
+                self._unreadable = True  # prepared before we began to read: the table knows its rows
             else:
                 self._finish([_only_id(row_id) for row_id in ids], 0, True, float(event.timestamp))
         elif verb == b"ROLLBACK":
-            self._forget_prepared(xid)
+            self._forget_prepared(parse_xid(statement))
             self._open = None
 
     def _xa_prepare(self, event: Event) -> None:
+        one_phase, xid = parse_xa_prepare(event)
         opened = self._transaction()
-        one_phase = event.data[event.body] != 0
-        if one_phase or opened.xid is None:  # XA COMMIT … ONE PHASE is logged so
-            opened.doubtful |= not one_phase
+        if one_phase:  # XA COMMIT … ONE PHASE
             self._commit(event)
             return
         self._open = None
-        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS:
-            self._prepared[opened.xid] = [row.id for row in opened.rows]
+        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS and not opened.too_many:
+            self._prepared[xid] = [row.id for row in opened.rows]
             self._prepared_rows += len(opened.rows)
 
-    def _forget_prepared(self, xid: bytes) -> list[int] | None:
-        ids = self._prepared.pop(xid, None)
+    def _forget_prepared(self, xid: Xid | None) -> list[int] | None:
+        ids = self._prepared.pop(xid, None) if xid is not None else None
         self._prepared_rows -= len(ids or ())
         return ids
 

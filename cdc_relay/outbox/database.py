@@ -73,6 +73,8 @@ def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
         pool_recycle=1800,
         connect_args={
             "charset": "utf8mb4",
+            # Below read_timeout_s, so that the server says who waits for a lock instead of being hung up on.
+            "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, int(settings.read_timeout_s / 3))}",
             "connect_timeout": max(1, int(settings.connect_timeout_s)),
             "read_timeout": settings.read_timeout_s,
             "write_timeout": settings.read_timeout_s,
