@@ -50,7 +50,7 @@ class Pace:
 
     rate: float
     max_open: int
-    _began: float = field(default_factory=time.monotonic)
+    _began: float | None = None
     _written: int = 0
     _done: int = 0
     _changed: Condition = field(default_factory=Condition)
@@ -58,6 +58,8 @@ class Pace:
     def wait(self, rows: int, stop: Event) -> None:
         """Wait until ``rows`` more may be written, or ``stop``."""
         with self._changed:
+            if self._began is None:
+                self._began = time.monotonic()
             while not stop.is_set() and self._written - self._done + rows > self.max_open:
                 self._changed.wait(0.2)
             self._written += rows
