@@ -113,6 +113,7 @@ class Service:
     def worker(self) -> Iterator[Worker]:
         """The worker with all that it needs, in the group until the block is left. To be used in one thread."""
         settings = self._settings
+        identities = topics.TopicIdentities(admin_properties(settings.kafka), settings.consumer.topics)
         with (
             closing(
                 DeadLetterTopics(
@@ -128,6 +129,7 @@ class Service:
                     batch_rows=settings.consumer.batch_rows,
                     batch_bytes=settings.consumer.batch_bytes,
                     batch_wait_s=settings.consumer.batch_wait_s,
+                    replaced=identities.replaced,
                     stop=self.stop,
                 )
             ) as source,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as Reported
 
 from cdc_relay.errors import KafkaError
@@ -23,6 +23,15 @@ IDLE_WAIT_S = 0.5
 SLICE = 64
 #: Seconds after which a commit of offsets that has failed is tried again. One takes up to 45 s if brokers are away.
 COMMIT_AGAIN_AFTER_S = 5.0
+#: Seconds between two looks for a topic that was deleted.
+LOOK_FOR_TOPIC_EVERY_S = 5.0
+#: A topic is not there (any more).
+_GONE = (
+    Reported.UNKNOWN_TOPIC_OR_PART,
+    Reported.UNKNOWN_TOPIC_ID,
+    Reported._UNKNOWN_TOPIC,
+    Reported._UNKNOWN_PARTITION,
+)
 #: Waits below this many seconds are slept; to pause the partitions would throw away what was fetched ahead.
 SHORT_WAIT_S = 1.0
 
@@ -45,9 +54,12 @@ class KafkaSource:
         batch_rows: int,
         batch_bytes: int,
         batch_wait_s: float,
+        replaced: Callable[[], set[str]],
         stop: threading.Event,
     ) -> None:
-        """``batch_wait_s``: the longest wait for a batch to fill once it has a record. ``stop`` ends every wait."""
+        """``batch_wait_s``: the longest wait for a batch to fill once it has a record. ``replaced`` names the topics
+        that were deleted and made again since it was asked last. ``stop`` ends every wait."""
+        self._replaced = replaced
         self.assignments = 0
         """How often partitions have come: what is known of the table may be out of date when it grows."""
         self._rows, self._bytes, self._wait_s = batch_rows, batch_bytes, batch_wait_s
@@ -61,9 +73,10 @@ class KafkaSource:
         self._consumer = make_client(
             Consumer, properties | {"error_cb": self._on_error}, logger=logging.getLogger("confluent_kafka.consumer")
         )
-        self._consumer.subscribe(
-            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        self._topics = list(topics)
+        self._is_gone = False  # a topic was deleted, or is not there yet
+        self._looked_at = 0.0
+        self._subscribe()
 
     def next_batch(self) -> list[KafkaRecord]:
         """The next records, in the order of their partitions; none when nothing came within ``IDLE_WAIT_S``.
@@ -72,6 +85,10 @@ class KafkaSource:
         """
         self._resume()
         self._lost.clear()
+        if self._is_gone and time.monotonic() >= self._looked_at + LOOK_FOR_TOPIC_EVERY_S:
+            self._subscribe()
+        for topic in self._replaced():
+            self._begin_anew(topic)
         if self._done and time.monotonic() >= self._retry_at:
             self._commit_offsets()
         batch, self._early = self._early, []
@@ -134,6 +151,32 @@ class KafkaSource:
         """
         self._consumer.close()
 
+    def _subscribe(self) -> None:
+        """Join the group, or join it anew when a topic was gone.
+
+        The partitions of a topic that was deleted and made again would otherwise be read from where the old one was
+        left, past its first records. Kafka forgets the group's offsets with the topic, so it begins at the beginning.
+        """
+        if self._looked_at:
+            self._consumer.unsubscribe()
+        self._is_gone, self._looked_at = False, time.monotonic()
+        self._consumer.subscribe(
+            self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def _begin_anew(self, topic: str) -> None:
+        """Read the new topic of an old name from its beginning; what was read of it before comes twice."""
+        log.warning(f"the topic {topic} was made anew; reading it from its beginning", action="topic_replaced")
+        self._early = [record for record in self._early if record.topic != topic]
+        self._done = {home: offset for home, offset in self._done.items() if home[0] != topic}
+        for at in self._consumer.assignment():
+            if at.topic == topic:
+                try:
+                    self._consumer.seek(TopicPartition(topic, at.partition, OFFSET_BEGINNING))
+                except KafkaException as failed:
+                    # Not being read: it is about to be assigned anew, and begins where Kafka says.
+                    log.info(f"no seek in {topic}[{at.partition}]: {failed.args[0].str()}", action="topic_replaced")
+
     def _receive(self, wanted: int, timeout_s: float) -> list[KafkaRecord]:
         try:
             messages = self._consumer.consume(wanted, timeout_s)
@@ -149,7 +192,9 @@ class KafkaSource:
             return False
         if is_final(error):
             raise translate(error, f"reading {message.topic() or 'the group'}")
-        # A topic that is gone or not there yet, a broker that is away: librdkafka asks again by itself.
+        if error.code() in _GONE:
+            self._is_gone = True
+        # A broker that is away: librdkafka asks again by itself.
         _troubles.warning(
             f"{error.name()} {message.topic()}",
             f"waiting for Kafka: {error.str()}",
@@ -220,6 +265,9 @@ class KafkaSource:
     def _on_error(self, error: Reported) -> None:
         if is_final(error):
             self._failure = translate(error, "connecting")
+        elif error.code() in _GONE:
+            self._is_gone = True
+            _troubles.warning(error.name(), f"waiting for a topic: {error.str()}", action="kafka_wait")
         else:
             _troubles.warning(error.name(), f"waiting for Kafka: {error.str()}", action="kafka_wait")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from confluent_kafka import KafkaError as Reported
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -19,6 +20,9 @@ from consumer.properties import Properties, make_client
 
 #: Seconds within which a broker must answer at the start.
 ANSWER_TIMEOUT_S = 10.0
+
+#: Seconds between two looks at who the topics are.
+LOOK_EVERY_S = 5.0
 
 log = get_logger(__name__)
 
@@ -61,6 +65,37 @@ def prepare(properties: Properties, topics: Sequence[str], suffix: str, *, creat
             hint="Create what is missing, or set consumer.create_topics to true",
         )
     _create(client, missing)
+
+
+class TopicIdentities:
+    """Notices that a topic was deleted and made again under its name.
+
+    librdkafka goes on reading where the old topic was left and so passes over the first records of the new one.
+    """
+
+    def __init__(self, properties: Properties, topics: Sequence[str]) -> None:
+        self._client = make_client(AdminClient, properties)
+        self._topics = TopicCollection(list(topics))
+        self._known: dict[str, str] = {}
+        self._asked: dict[str, Future[Any]] = {}
+        self._asked_at = 0.0
+
+    def replaced(self) -> set[str]:
+        """The topics that are others than when they were last looked at. Asks Kafka now and then; never waits."""
+        replaced = set()
+        for name, answer in self._asked.items():
+            if not answer.done() or answer.exception() is not None:  # away, or not there just now
+                continue
+            identity = str(answer.result().topic_id)
+            if self._known.setdefault(name, identity) != identity:
+                self._known[name] = identity
+                replaced.add(name)
+        if all(answer.done() for answer in self._asked.values()):
+            self._asked = {}
+            if time.monotonic() - self._asked_at >= LOOK_EVERY_S:
+                self._asked_at = time.monotonic()
+                self._asked = self._client.describe_topics(self._topics, request_timeout=ANSWER_TIMEOUT_S)
+        return replaced
 
 
 def _topics_there(client: AdminClient, said: list[Reported], servers: str) -> set[str]:

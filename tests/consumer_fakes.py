@@ -72,7 +72,8 @@ class FakeOutbox:
     def unsettled(self, tables: FakeTables) -> Iterator[WaitingRow]:
         for row in tables.rows.values():
             held = row.retry_count > 0 or row.published_at is not None or bool(row.last_error)
-            if (row.status == "pending" and held) or (row.status == "published" and row.retry_count > 0):
+            failed = row.retry_count > 0 or bool(row.last_error)
+            if (row.status == "pending" and held) or (row.status == "published" and failed):
                 yield WaitingRow(row.id, row.message_key)
 
     def still_open(self, tables: FakeTables, ids: Iterable[int]) -> dict[int, datetime | None]:

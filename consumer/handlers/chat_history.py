@@ -37,9 +37,9 @@ _MUST_BE = {
     "message": "a string",
 }
 
-_LOCK_CHATS = text(
-    "SELECT id, user_id, chat_id FROM agent_chats WHERE chat_id IN :chat_ids FOR UPDATE"
-).bindparams(bindparam("chat_ids", expanding=True))
+_LOCK_CHATS = text("SELECT id, user_id, chat_id FROM agent_chats WHERE chat_id IN :chat_ids FOR UPDATE").bindparams(
+    bindparam("chat_ids", expanding=True)
+)
 _LOCK_CHAT = text("SELECT id FROM agent_chats WHERE user_id = :user_id AND chat_id = :chat_id FOR UPDATE")
 # PyMySQL sends it as one statement of many rows, in pieces of 1 MB.
 _INSERT_HISTORIES = (

@@ -1,0 +1,222 @@
+"""The effect of ``chat_history_persist`` on a real MySQL (and MariaDB), records from a real Kafka."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+
+from cdc_relay.embedded.kafka import KafkaBroker
+from consumer.plan import Outcome
+from tests.consumer_harness import WRITTEN, History, World, payload
+
+pytestmark = [pytest.mark.mysql, pytest.mark.kafka]
+
+NASTY = [
+    "",
+    "😀 emoji 👩‍👩‍👧‍👦",
+    "中文，以及全角",
+    "quotes ' \" ` and \\ backslashes \\' \\\\",
+    "lines\nand\r\nmore\ttabs",
+    "NUL \0 inside\0",
+    "\x1a control \x01\x7f",
+    "%s %(x)s {} ${y} :name ?",
+    "trailing spaces   ",
+    "<html>&amp;\u2028\u2029\ufeff",
+]
+
+
+@pytest.fixture
+def world(database_url: str, kafka_broker: KafkaBroker, topic: str) -> Iterator[World]:
+    world = World(database_url, kafka_broker.bootstrap_servers, topic)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def either_world(either_database_url: str, kafka_broker: KafkaBroker, topic: str) -> Iterator[World]:
+    world = World(either_database_url, kafka_broker.bootstrap_servers, topic)
+    yield world
+    world.close()
+
+
+def test_messages_become_chat_history_and_count(either_world: World) -> None:
+    world = either_world
+    world.add_chats("a", "b")
+    ids = world.send([payload("a", "one"), payload("b", "two", role="assistant"), payload("a", "three")])
+
+    assert world.consume(3) == {Outcome.CONSUMED: 3}
+
+    second = timedelta(seconds=1)
+    assert world.histories() == [
+        History("a", 7, "one", "user", WRITTEN),
+        History("b", 7, "two", "assistant", WRITTEN + second),
+        History("a", 7, "three", "user", WRITTEN + 2 * second),
+    ]
+    assert world.message_counts() == {"a": 2, "b": 1}
+    chat = world.chat("a")
+    assert chat.last_message_at == WRITTEN + 2 * second
+    assert chat.updated_at > chat.last_message_at
+    for row_id in ids:
+        row = world.rows()[row_id]
+        assert (row.status, row.last_error, row.next_retry_at, row.retry_count) == ("consumed", None, None, 0)
+        assert row.consumed_at is not None
+
+
+def test_every_text_comes_through_exactly(either_world: World) -> None:
+    either_world.add_chats("a")
+    either_world.send([payload("a", message) for message in NASTY])
+    assert either_world.consume(len(NASTY)) == {Outcome.CONSUMED: len(NASTY)}
+    assert [history.message for history in either_world.histories()] == NASTY
+
+
+def test_large_messages_come_through_in_order_within_the_limit_of_a_batch(world: World) -> None:
+    messages = [f"{n}" + "ab'中😀\\\n" * 100_000 for n in range(6)]
+    assert all(len(message.encode()) > 1_000_000 for message in messages)
+    world.add_chats("a")
+    world.set_message_limit(world.topic, 10_000_000)
+    world.send([payload("a", message) for message in messages])
+    assert world.consume(6, consumer__batch_bytes=3_000_000) == {Outcome.CONSUMED: 6}
+    assert [history.message for history in world.histories()] == messages
+
+
+def test_records_that_come_again_have_no_effect(world: World) -> None:
+    world.add_chats("a")
+    ids = world.send([payload("a", "one"), payload("a", "two")])
+    world.produce([*ids, *ids])
+    assert world.consume(6) == {Outcome.CONSUMED: 2, Outcome.DUPLICATE: 4}
+    world.produce(ids)
+    assert world.consume(2) == {Outcome.DUPLICATE: 2}
+    assert world.messages() == {"a": ["one", "two"]}
+    assert world.message_counts() == {"a": 2}
+
+
+def test_the_clock_of_a_chat_is_never_turned_back(world: World) -> None:
+    world.add_chats("a")
+    old, new = world.write([payload("a", "old")]) + world.write([payload("a", "new")])
+    world.produce([new])
+    world.consume(1)
+    world.produce([old])
+    world.consume(1)
+    assert world.chat("a").last_message_at == WRITTEN + timedelta(seconds=1)
+    assert world.messages() == {"a": ["new", "old"]}
+
+
+def test_a_row_without_a_time_gets_the_present_one(world: World) -> None:
+    world.add_chats("a")
+    world.send([payload("a", "one")], created_at=None)
+    now = datetime(2026, 5, 6, 7, 8, 9, 123456)
+    with world.worker(database__timezone="Europe/Berlin") as worker:
+        world.take(worker, 1, lambda: now.astimezone())
+    (history,) = world.histories()
+    assert history.created_at == world.chat("a").last_message_at == world.chat("a").updated_at
+    assert (history.created_at - now).total_seconds() % 3600 == 0  # in the zone of the columns
+
+
+def test_a_message_waits_for_its_chat_and_the_next_ones_wait_behind_it(world: World) -> None:
+    world.add_chats("b")
+    world.send([payload("a", "one"), payload("a", "two"), payload("b", "free")])
+    with world.worker() as worker:
+        assert world.take(worker, 3) == {Outcome.FAILED: 1, Outcome.PARKED: 1, Outcome.CONSUMED: 1}
+        failed, parked, _ = world.rows().values()
+        assert (failed.status, failed.retry_count) == ("pending", 1)
+        assert failed.last_error == "agent_chats has no row with user_id 7, chat_id 'a'"
+        assert (parked.status, parked.retry_count) == ("pending", 0)
+        assert parked.last_error == f"parked: waits for an earlier row of the same message_key (id {failed.id})"
+        assert parked.next_retry_at == failed.next_retry_at
+
+        world.add_chats("a")
+        world.send([payload("a", "three")])  # its chat is there now, and still it must not be the first
+        assert world.take(worker, 1) == {Outcome.PARKED: 1}
+        assert world.messages() == {"b": ["free"]}
+        world.sweep()
+        assert world.take(worker, 3) == {Outcome.CONSUMED: 3}
+    assert world.messages() == {"b": ["free"], "a": ["one", "two", "three"]}
+    assert world.message_counts() == {"a": 3, "b": 1}
+
+
+def test_order_holds_across_a_restart_while_rows_wait(world: World) -> None:
+    world.send([payload("a", "one"), payload("a", "two")])
+    world.consume(2)
+    world.add_chats("a")
+    world.send([payload("a", "three")])
+    world.sweep()  # the first two come behind the third, whose turn is after them
+    assert world.consume(3) == {Outcome.PARKED: 1, Outcome.CONSUMED: 2}
+    world.sweep()
+    world.consume(1)
+    assert world.messages() == {"a": ["one", "two", "three"]}
+
+
+def test_a_chat_of_another_user_is_no_chat(world: World) -> None:
+    world.add_chats("a", user_id=8)
+    world.send([payload("a", "one")])
+    assert world.consume(1) == {Outcome.FAILED: 1}
+
+
+def test_a_chat_is_found_as_the_database_compares(world: World) -> None:
+    world.add_chats("ABC")
+    world.send([payload("abc", "one"), payload("ABC", "two")])
+    assert world.consume(2) == {Outcome.CONSUMED: 2}
+    assert world.message_counts() == {"ABC": 2}
+    assert [history.chat_id for history in world.histories()] == ["abc", "ABC"]
+
+
+def test_at_max_retry_a_row_is_dead_and_its_key_goes_on(world: World) -> None:
+    world.send([payload("a", "one")], max_retry=2)
+    world.send([payload("a", "two")])
+    with world.worker() as worker:
+        assert world.take(worker, 2) == {Outcome.FAILED: 1, Outcome.PARKED: 1}
+        world.add_chats("b")
+        world.sweep()
+        assert world.take(worker, 2) == {Outcome.DEAD: 1, Outcome.FAILED: 1}
+        world.add_chats("a")
+        world.sweep()
+        assert world.take(worker, 1) == {Outcome.CONSUMED: 1}
+    assert [row.status for row in world.rows().values()] == ["dead", "consumed"]
+    assert world.messages() == {"a": ["two"]}
+
+
+def test_one_message_too_long_for_the_applications_column_costs_only_itself(world: World) -> None:
+    with world.engine.begin() as connection:  # as a schema of one's own may have it: 64 KiB, and a lenient server
+        connection.exec_driver_sql("ALTER TABLE chat_histories MODIFY message_content TEXT NOT NULL")
+        connection.exec_driver_sql("SET GLOBAL sql_mode = ''")
+    try:
+        world.add_chats("a", "b")
+        messages = [f"{n}" for n in range(500)]
+        messages[321] = "ü" * 40_000
+        ids = world.send([payload("ab"[n % 2], message) for n, message in enumerate(messages)])
+        assert world.consume(500, consumer__batch_wait_s=2.0) == {Outcome.DEAD: 1, Outcome.CONSUMED: 499}
+    finally:
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql("SET GLOBAL sql_mode = DEFAULT")
+    dead = world.rows()[ids[321]]
+    assert dead.status == "dead"
+    assert "Data too long for column 'message_content'" in dead.last_error
+    expected = [message for n, message in enumerate(messages) if n != 321]
+    assert [history.message for history in world.histories()] == expected
+    (letter,) = world.dead_letters(1)
+    assert b"Data too long" in dict(letter.headers() or [])["dlq_reason"]
+
+
+def test_characters_that_the_column_cannot_hold_make_the_row_dead(world: World) -> None:
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "ALTER TABLE chat_histories MODIFY message_content TEXT CHARACTER SET latin1 NOT NULL"
+        )
+    world.add_chats("a")
+    world.send([payload("a", "café"), payload("a", "中文"), payload("a", "after")])
+    assert world.consume(3) == {Outcome.CONSUMED: 2, Outcome.DEAD: 1}
+    assert world.messages() == {"a": ["café", "after"]}
+
+
+def test_a_table_of_another_name_is_served(world: World) -> None:
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE my_outbox LIKE agent_outbox_messages")
+    world.add_chats("a")
+    (row_id,) = world.write([payload("a", "one")])
+    world.produce([row_id])
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO my_outbox SELECT * FROM agent_outbox_messages")
+        connection.exec_driver_sql("DELETE FROM agent_outbox_messages")
+    assert world.consume(1, database__table="my_outbox") == {Outcome.CONSUMED: 1}
