@@ -14,11 +14,7 @@ from rich.text import Text
 from cdc_relay.demo.verdict import Verdict
 
 _LINE_EVERY_S = 2.0
-_STEPS = {
-    "inserted": "inserted  committed into the outbox",
-    "published": "published read back from Kafka",
-    "consumed": "consumed  in the chat history",
-}
+_STEPS = ("inserted", "published", "consumed")
 
 
 class Display:
@@ -32,13 +28,13 @@ class Display:
         if console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
             )
-            self._tasks = {step: self._progress.add_task(words, total=rows, note="") for step, words in _STEPS.items()}
+            self._tasks = {step: self._progress.add_task(f"{step:9}", total=rows, note="") for step in _STEPS}
 
     def __enter__(self) -> Self:
         if self._progress is not None:
@@ -53,16 +49,16 @@ class Display:
 
     def update(self, counts: Mapping[str, int], latency_ms: Mapping[str, float | None], *, last: bool = False) -> None:
         """Show ``counts`` by step; every two seconds where there is no terminal, and when it is the ``last``."""
-        latency = _latency(latency_ms)
         if self._progress is not None:
+            note = f"p50 {_ms(latency_ms, 'p50')} p99 {_ms(latency_ms, 'p99')} ms"
             for step, task in self._tasks.items():
-                self._progress.update(task, completed=counts[step], note=latency if step == "published" else "")
+                self._progress.update(task, completed=counts[step], note=note if step == "published" else "")
             return
         now = time.monotonic()
         if last or now - self._said_at >= _LINE_EVERY_S:
             self._said_at = now
             steps = "  ".join(f"{step} {counts[step]:,}" for step in _STEPS)
-            say(self._console, f"{now - self._began:5.1f} s  {steps}  {latency}")
+            say(self._console, f"{now - self._began:5.1f} s  {steps}  {_latency(latency_ms)}")
 
 
 def say(console: Console, line: str, style: str = "") -> None:
@@ -96,8 +92,9 @@ def show_verdict(console: Console, verdict: Verdict, *, seconds: float, rolled_b
 
 
 def _latency(latency_ms: Mapping[str, float | None]) -> str:
-    def of(name: str) -> str:
-        value = latency_ms.get(name)
-        return "–" if value is None else f"{value:.1f}"
+    return f"commit→Kafka p50 {_ms(latency_ms, 'p50')} ms, p99 {_ms(latency_ms, 'p99')} ms"
 
-    return f"commit→Kafka p50 {of('p50')} ms, p99 {of('p99')} ms"
+
+def _ms(latency_ms: Mapping[str, float | None], name: str) -> str:
+    value = latency_ms.get(name)
+    return "–" if value is None else f"{value:.1f}"
