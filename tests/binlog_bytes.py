@@ -310,7 +310,7 @@ class Binlog:
         return [self.gtid(committed_at), self.query("BEGIN"), *self.insert(*rows), self.xid()]
 
     def payload(self, *inner: bytes, compression: int | None = 255, content: bytes | None = None) -> bytes:
-        """TRANSACTION_PAYLOAD with these inner events; ``content`` stands for them compressed."""
+        """TRANSACTION_PAYLOAD with these inner events; ``content`` is what they are compressed to."""
         raw = b"".join(inner)
         content = raw if content is None else content
         body = b""

@@ -105,7 +105,7 @@ class Event(NamedTuple):
 def parse_event(data: bytes, start: int, end: int) -> Event:
     """The event whose header begins at ``start``; raises ValueError when the sizes do not agree."""
     timestamp, kind, _, size, end_position, _ = HEADER.unpack_from(data, start)
-    if size != end - start:
+    if size != end - start or size < HEADER_SIZE:
         raise ValueError(f"binlog event of type {kind} says {size} bytes but has {end - start}")
     return Event(kind, timestamp, end_position, data, start, end)
 

@@ -16,6 +16,7 @@ from cdc_relay.binlog.packed import packed
 
 _FIELD_END = 0
 _FIELD_COMPRESSION = 2
+_FIELD_UNCOMPRESSED_SIZE = 3
 _COMPRESSION_ZSTD = 0
 _COMPRESSION_NONE = 255
 
@@ -30,6 +31,7 @@ def transaction_payload(event: Event, checksum_size: int) -> Iterator[Event]:
     """
     data, at = event.data, event.body
     compression = _COMPRESSION_ZSTD
+    expected: int | None = None
     while True:
         field, at = packed(data, at)
         if field == _FIELD_END:
@@ -37,12 +39,14 @@ def transaction_payload(event: Event, checksum_size: int) -> Iterator[Event]:
         size, at = packed(data, at)
         if field == _FIELD_COMPRESSION:
             compression, _ = packed(data, at)
+        elif field == _FIELD_UNCOMPRESSED_SIZE:
+            expected, _ = packed(data, at)
         at += size
     content = memoryview(data)[at : event.end - checksum_size]
     if compression == _COMPRESSION_NONE:
-        yield from _split(iter([bytes(content)]))
+        yield from _split(iter([bytes(content)]), expected)
     elif compression == _COMPRESSION_ZSTD:
-        yield from _split(_decompress(content))
+        yield from _split(_decompress(content), expected)
     else:
         raise ValueError(f"TRANSACTION_PAYLOAD uses compression {compression}, which is not known")
 
@@ -56,10 +60,12 @@ def _decompress(content: memoryview) -> Iterator[bytes]:
         raise ValueError(f"TRANSACTION_PAYLOAD cannot be decompressed: {error}") from error
 
 
-def _split(pieces: Iterator[bytes]) -> Iterator[Event]:
+def _split(pieces: Iterator[bytes], expected: int | None) -> Iterator[Event]:
     buffer = b""
     at = 0
+    size = 0
     for piece in pieces:
+        size += len(piece)
         buffer = buffer[at:] + piece
         at = 0
         while len(buffer) - at >= HEADER_SIZE:
@@ -72,6 +78,8 @@ def _split(pieces: Iterator[bytes]) -> Iterator[Event]:
             at = end
     if at != len(buffer):
         raise ValueError(f"TRANSACTION_PAYLOAD ends {len(buffer) - at} bytes into an event")
+    if expected is not None and size != expected:
+        raise ValueError(f"TRANSACTION_PAYLOAD has {size} bytes instead of {expected}")
 
 
 def mariadb_inflate(data: bytes) -> bytes:
