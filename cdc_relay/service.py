@@ -29,7 +29,7 @@ from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.metrics import RelayMetrics, process_registry
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.clock import utc_now
-from cdc_relay.outbox.database import make_engine, transaction
+from cdc_relay.outbox.database import closing_engine, make_engine, transaction
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
 from cdc_relay.preflight.start import require
@@ -95,7 +95,7 @@ class RelayService:
 
     def run(self, stop: Event) -> None:
         """Work until ``stop``. Raises RelayError for what the operator must mend, at start or later."""
-        with self._admin():
+        with closing_engine(self._engine), self._admin():
             self._require(stop)
             failures = 0
             distrust: str | None = None
@@ -103,13 +103,13 @@ class RelayService:
                 began = time.monotonic()
                 try:
                     self._work(stop, distrust)
-                    distrust = None
-                except StaleSource as stale:
-                    distrust = stale.reason
-                    log.warning(f"{stale}; catching up from the table", action="stale_source", reason=stale.reason)
                 except RelayError as error:
-                    if not error.retriable:
+                    if isinstance(error, StaleSource):
+                        distrust = error.reason
+                    elif not error.retriable:
                         raise
+                    elif self._session is not None and self._session.caught_up:
+                        distrust = None
                     if isinstance(error, ProducerFatal):
                         self._metrics.reconnects.labels(target="kafka").inc()
                     failures = 1 if time.monotonic() - began > _LASTING_S else failures + 1

@@ -131,6 +131,11 @@ class Session:
         return TailProgress(None if self._reconciling else self.watermark.position, stalled)
 
     @property
+    def caught_up(self) -> bool:
+        """Whether the table was caught up from, if that was to be done."""
+        return not self._reconciling
+
+    @property
     def is_tailing(self) -> bool:
         """Whether the binlog is followed."""
         return self._source is not None and not self._reconciling and self._failure is None

@@ -130,13 +130,16 @@ def _checked_connect(expected_server: str | None) -> Callable[..., Any]:
                 cursor.execute(sql)
                 return (cursor.fetchone() or (None,))[0]
 
-        found = identity(execute)
-        if found != expected_server:
+        try:
+            found = identity(execute)
+            if found != expected_server:
+                raise StaleSource(
+                    f"the address now leads to server {found}, the position is of server {expected_server}",
+                    reason="other_server",
+                )
+        except BaseException:
             connection.close()
-            raise StaleSource(
-                f"the address now leads to server {found}, the position is of server {expected_server}",
-                reason="other_server",
-            )
+            raise
         return connection
 
     return connect

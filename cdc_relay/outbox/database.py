@@ -83,6 +83,15 @@ def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
 
 
 @contextmanager
+def closing_engine(engine: Engine) -> Iterator[None]:
+    """Close the engine's pooled connections at the end."""
+    try:
+        yield
+    finally:
+        engine.dispose()
+
+
+@contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction, committed at the end; library errors leave as DatabaseError or DatabaseUnavailable."""
     with translated(), engine.begin() as connection:
