@@ -79,7 +79,7 @@ class DeadLetterTopics:
     def _produce(self, letter: DeadLetter, report: Any) -> None:
         record = letter.record
         headers = [
-            *record.headers,
+            *(record.read_headers() or ()),
             ("dlq_reason", cut_error(letter.reason).encode()),
             ("dlq_topic", record.topic.encode()),
             ("dlq_partition", b"%d" % record.partition),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cdc_relay.errors import RelayError
-from cdc_relay.outbox.envelope import Headers
 
 Partition = tuple[str, int]
 """Topic and partition number."""
@@ -20,7 +20,8 @@ class KafkaRecord(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: Headers
+    read_headers: Callable[[], Any]
+    """Pairs of name and bytes, or None. Only a dead letter needs them, and they cost more than all the rest."""
 
     @property
     def home(self) -> Partition:

@@ -133,7 +133,7 @@ def make_plan(
             plan.repeated += 1
             continue
         error = refused.get(row.id)
-        blocker = blocked_by(row)
+        blocker = blocked_by(row) if parking or here else None
         seen.add(row.id)
         if not row.is_open:
             plan.finished.append(row)

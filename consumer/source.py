@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka import KafkaError as Reported
@@ -277,8 +276,7 @@ def _record(message: Message) -> KafkaRecord:
     assert topic is not None
     assert partition is not None
     assert offset is not None
-    headers: Any = message.headers() or []
-    return KafkaRecord(topic, partition, offset, message.key(), message.value(), headers)
+    return KafkaRecord(topic, partition, offset, message.key(), message.value(), message.headers)
 
 
 def _named(partitions: Iterable[TopicPartition]) -> str:

@@ -220,4 +220,4 @@ def record(
     """A record of row ``outbox_id``; its offset is the id unless it is given."""
     if value is None:
         value = orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
-    return KafkaRecord("topic", partition, outbox_id if offset is None else offset, b"key", value, [])
+    return KafkaRecord("topic", partition, outbox_id if offset is None else offset, b"key", value, list)

@@ -37,9 +37,11 @@ _MUST_BE = {
     "message": "a string",
 }
 
-_LOCK_CHATS = text("SELECT id, user_id, chat_id FROM agent_chats WHERE chat_id IN :chat_ids FOR UPDATE").bindparams(
-    bindparam("chat_ids", expanding=True)
-)
+# All rows as one JSON text: the driver takes 7 µs more for a row of columns.
+_LOCK_CHATS = text(
+    "SELECT JSON_ARRAYAGG(JSON_ARRAY(id, user_id, CONVERT(chat_id USING utf8mb4))) FROM agent_chats "
+    "WHERE chat_id IN :chat_ids FOR UPDATE"
+).bindparams(bindparam("chat_ids", expanding=True))
 _LOCK_CHAT = text("SELECT id FROM agent_chats WHERE user_id = :user_id AND chat_id = :chat_id FOR UPDATE")
 # PyMySQL sends it as one statement of many rows, in pieces of 1 MB.
 _INSERT_HISTORIES = (
@@ -60,6 +62,8 @@ _CHECKS = (
     "WHERE FALSE AND chat_id = '' AND user_id = 0 AND id = 0",
 )
 
+#: Chats in one JSON text; MariaDB cuts it at 1 MB.
+_LOCKED_AT_A_TIME = 1_000
 #: Messages above this many characters are measured against the server's max_allowed_packet before they are sent.
 _LARGE = 1_000_000
 
@@ -108,8 +112,11 @@ def _chat(event: Event[ChatMessage]) -> Chat:
 def _lock_chats(work: UnitOfWork, wanted: Iterable[Chat]) -> dict[Chat, int]:
     """The id of the row of each chat that there is. The rows stay locked, so that the counts added to them stand."""
     wanted = set(wanted)
-    found = work.connection.execute(_LOCK_CHATS, {"chat_ids": sorted({chat_id for _, chat_id in wanted})})
-    chats = {(int(user_id), str(chat_id)): int(row_id) for row_id, user_id, chat_id in found}
+    chats: dict[Chat, int] = {}
+    in_order = sorted({chat_id for _, chat_id in wanted})
+    for start in range(0, len(in_order), _LOCKED_AT_A_TIME):
+        found = work.connection.execute(_LOCK_CHATS, {"chat_ids": in_order[start : start + _LOCKED_AT_A_TIME]}).scalar()
+        chats |= {(user_id, chat_id): row_id for row_id, user_id, chat_id in orjson.loads(found or "[]")}
     for user_id, chat_id in sorted(wanted - chats.keys()):
         # MySQL's equality depends on the collation ("a" = "A" in most): it has the last word on a chat that seems gone.
         row_id = work.connection.execute(_LOCK_CHAT, {"user_id": user_id, "chat_id": chat_id}).scalar()

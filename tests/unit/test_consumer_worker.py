@@ -147,7 +147,7 @@ def test_a_row_published_only_by_kafka_yet_gets_its_publishing_time() -> None:
     ],
 )
 def test_a_record_that_is_no_envelope_is_buried_and_passed(value: bytes | None, reason: str) -> None:
-    malformed = KafkaRecord("topic", 0, 8, b"key", value, [("h", b"v")])
+    malformed = KafkaRecord("topic", 0, 8, b"key", value, list)
     stage = Stage(rows(1), [malformed, record(1, offset=9)])
     assert stage.turn() == {Outcome.NO_ROW: 1, Outcome.CONSUMED: 1}
     (letter,) = stage.dead_letters.letters
