@@ -164,9 +164,15 @@ class Sweeper:
             self._publisher, self._complete, path="sweep", retry_counts={row.id: row.retry_count for row in rows}
         )
         for row in rows:
+            behind = self._parking.blocked_by(row.message_key, row.id)
+            if behind is not None:  # the row before it has just failed
+                delivery.parked[row.id] = behind
+                continue
             try:
                 delivery.send(row.id, encode(row, self._zone))
             except RowError as reason:
+                if reason.retriable:
+                    self._parking.hold(row.message_key, row.id)
                 delivery.failed[row.id] = reason
         delivery.close()
         renew_at = self._now() + timedelta(seconds=self._lease_s / 3)

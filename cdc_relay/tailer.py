@@ -176,6 +176,8 @@ class Tailer:
         try:
             delivery.send(row.id, encode(row, self._zone))
         except RowError as reason:
+            if reason.retriable:  # later rows of the key, which may follow at once, wait for it
+                self._parking.hold(row.message_key, row.id)
             delivery.failed[row.id] = reason
 
     def _is_ours(self, row: OutboxRow, due: datetime) -> bool:

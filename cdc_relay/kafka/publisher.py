@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable
 from threading import Event
 from typing import Any
@@ -24,6 +25,12 @@ _OUTBOX_ID = re.compile(rb'\{"outbox_id": (\d+)')
 
 #: How long to wait for room in the send queue before looking again.
 _FULL_WAIT_S = 0.005
+
+#: How long a topic may take to appear where the cluster makes it by itself, and how long a missing one is believed to
+#: be missing.
+_TOPIC_APPEARS_S = 0.5
+_TOPIC_MISSING_FOR_S = 5.0
+_REMEMBERED_MISSING = 10_000
 
 _GIVEN_UP = frozenset(
     {
@@ -61,6 +68,8 @@ class KafkaPublisher:
     def __init__(self, settings: KafkaSettings, *, logger: logging.Logger) -> None:
         self._fatal: str | None = None
         self._servers = settings.bootstrap_servers
+        self._topics: set[str] = set()
+        self._missing_until: dict[str, float] = {}
         self._closing = Event()
         self.brokers_down = False
         """Whether no broker could be reached when that was heard last; for health, not for decisions."""
@@ -89,6 +98,8 @@ class KafkaPublisher:
 
     def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
         """See Publisher."""
+        if record.topic not in self._topics:
+            self._require_topic(record.topic)
         while True:
             try:
                 self._producer.produce(
@@ -112,6 +123,8 @@ class KafkaPublisher:
             self._fatal = error.str()
         if error.fatal() or error.code() in _GIVEN_UP:
             return row_id, None
+        if error.code() in _RETRYABLE:
+            self._topics.discard(message.topic())
         return row_id, _row_error(error, message.topic(), len(value))
 
     def poll(self, timeout_s: float) -> int:
@@ -148,6 +161,39 @@ class KafkaPublisher:
         self._closing.set()
         self._producer.purge()
         self._producer.poll(0)
+
+    def _require_topic(self, topic: str) -> None:
+        """Raise RetryableRow unless the cluster has the topic, or makes it when it is asked for it.
+
+        Asked before the first record, and not left to the producer: that would find out half a minute later, when
+        later rows of the key are on their way to other topics. Waits while Kafka is away.
+        """
+        if self._missing_until.get(topic, 0.0) < time.monotonic():
+            deadline = time.monotonic() + _TOPIC_APPEARS_S
+            while time.monotonic() < deadline:
+                found = self._ask_for_topic(topic)
+                if found is None:  # Kafka is away: an outage is not a missing topic
+                    deadline = time.monotonic() + _TOPIC_APPEARS_S
+                elif found:
+                    self._topics.add(topic)
+                    self._missing_until.pop(topic, None)
+                    return
+                if self._closing.wait(_FULL_WAIT_S * 10):
+                    raise KafkaUnavailable("Kafka was away until the stop")
+                self.raise_if_fatal()
+            if len(self._missing_until) > _REMEMBERED_MISSING:
+                self._missing_until.clear()
+            self._missing_until[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S
+        raise RetryableRow(f"Kafka has no topic {topic!r}: {_RETRYABLE[ErrorCode._UNKNOWN_TOPIC]}")
+
+    def _ask_for_topic(self, topic: str) -> bool | None:
+        try:
+            known = self._producer.list_topics(topic, timeout=1.0).topics.get(topic)
+        except KafkaException as error:
+            if error.args[0].code() in _GIVEN_UP or error.args[0].retriable():
+                return None
+            raise RetryableRow(f"Kafka refuses to tell of topic {topic!r}: {error.args[0].str()}") from error
+        return known is not None and known.error is None
 
     def _on_error(self, error: ErrorCode) -> None:
         if error.fatal():

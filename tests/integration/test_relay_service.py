@@ -161,11 +161,6 @@ def test_a_row_that_fails_holds_back_its_key_only_and_later_rows_follow_in_order
         admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
         admin.create_topics([NewTopic(outbox.topic, 1, 1)])[outbox.topic].result(30)
         settings = settings_for(database_url, broker.bootstrap_servers, tmp_path, retry__base_s=0.5, retry__cap_s=0.5)
-        settings = settings.model_copy(
-            update={
-                "kafka": settings.kafka.model_copy(update={"properties": {"topic.metadata.propagation.max.ms": 200}})
-            }
-        )
         missing = f"{outbox.topic}-missing"
         with running_relay(settings):
             failing = outbox.add("held", 0, topic=missing)
@@ -195,11 +190,6 @@ def test_a_row_is_dead_when_its_retries_are_used_up_and_its_key_goes_on(
         admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
         admin.create_topics([NewTopic(outbox.topic, 1, 1)])[outbox.topic].result(30)
         settings = settings_for(database_url, broker.bootstrap_servers, tmp_path, retry__base_s=0.2, retry__cap_s=0.2)
-        settings = settings.model_copy(
-            update={
-                "kafka": settings.kafka.model_copy(update={"properties": {"topic.metadata.propagation.max.ms": 100}})
-            }
-        )
         with running_relay(settings):
             failing = outbox.add("k", 0, topic=f"{outbox.topic}-missing", max_retry=3)
             eventually(lambda: outbox.rows()[failing].retry_count > 0, "the row failing")
