@@ -42,9 +42,11 @@ class DatabaseSettings(_Section):
     """The MySQL that holds the outbox."""
 
     url: str = Field("", description="mysql://user:password@host:3306/database; TLS by ?ssl_ca=…")
-    table: str = Field("agent_outbox_messages", pattern=r"^[0-9A-Za-z_$]{1,64}$")
+    table: str = Field(
+        "agent_outbox_messages", pattern=r"^[0-9A-Za-z_$]{1,64}$", description="the outbox, in the URL's database"
+    )
     timezone: str = Field("UTC", description="zone in which the application writes DATETIME columns")
-    connect_timeout_s: Seconds = 5.0
+    connect_timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
     read_timeout_s: Seconds = Field(30.0, description="longest wait for the answer to one statement")
 
     @field_validator("url")
@@ -122,8 +124,8 @@ def _dotted(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 class CheckpointSettings(_Section):
     """Where the tailer's position is kept."""
 
-    path: Path = Path("checkpoints/relay.json")
-    interval_s: Seconds = 1.0
+    path: Path = Field(Path("checkpoints/relay.json"), description="the file; its folder is made when missing")
+    interval_s: Seconds = Field(1.0, description="saved so often, and at a stop")
 
 
 class TailSettings(_Section):
@@ -134,8 +136,12 @@ class TailSettings(_Section):
     )
     heartbeat_s: Seconds = Field(1.0, description="the server speaks at least this often")
     read_timeout_s: Seconds = Field(10.0, description="silence after which the connection counts as dead")
-    max_in_flight_rows: Annotated[int, Field(ge=1)] = 100_000
-    max_in_flight_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    max_in_flight_rows: Annotated[int, Field(ge=1)] = Field(
+        100_000, description="rows read and not yet settled; at this many reading pauses"
+    )
+    max_in_flight_bytes: Annotated[int, Field(ge=1)] = Field(
+        64 * 2**20, description="the same, by bytes of payload and key"
+    )
     jump_behind_bytes: Annotated[int, Field(ge=0)] = Field(
         1 * 2**30, description="further behind than this, catch up from the table instead; 0 = never"
     )
@@ -150,8 +156,8 @@ class TailSettings(_Section):
 class SweepSettings(_Section):
     """The fallback over the table."""
 
-    interval_s: Seconds = 1.0
-    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    interval_s: Seconds = Field(1.0, description="pause between two looks at the table")
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(500, description="rows leased and sent together")
     lease_s: Seconds = Field(60.0, description="how long leased rows are kept from other sweeps")
     takeover_after_s: Seconds = Field(
         30.0, description="publish fresh rows too when the tailer has made no progress for so long"
@@ -161,8 +167,8 @@ class SweepSettings(_Section):
 class RetrySettings(_Section):
     """Backoff of failed rows: base, doubled at every failure, up to the cap."""
 
-    base_s: Seconds = 1.0
-    cap_s: Seconds = 32.0
+    base_s: Seconds = Field(1.0, description="wait after the first failure; doubled at each further one")
+    cap_s: Seconds = Field(32.0, description="longest wait")
 
     @model_validator(mode="after")
     def _cap_above_base(self) -> RetrySettings:
@@ -174,35 +180,39 @@ class RetrySettings(_Section):
 class WritebackSettings(_Section):
     """Writing `published` back to the table."""
 
-    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="rows marked by one UPDATE")
 
 
 class ConsumerSettings(_Section):
     """The consumer program."""
 
-    topics: list[str] = Field(default_factory=list, description='JSON in the environment: ["chat-history"]')
-    group_id: str = Field("cdc-consumer", min_length=1)
-    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = 500
+    topics: list[str] = Field(
+        default_factory=list, description='what to read; JSON in the environment: ["chat-history"]'
+    )
+    group_id: str = Field("cdc-consumer", min_length=1, description="its members share the partitions")
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(500, description="records applied in one transaction")
     batch_bytes: Annotated[int, Field(ge=1)] = Field(
         16 * 2**20, description="a batch of this size takes no more records"
     )
     batch_wait_s: Seconds = Field(0.05, description="longest wait for a batch to fill once it has a record")
-    dead_letter_suffix: str = Field(".dlq", min_length=1, pattern=r"^[a-zA-Z0-9._-]+$")
+    dead_letter_suffix: str = Field(
+        ".dlq", min_length=1, pattern=r"^[a-zA-Z0-9._-]+$", description="a topic's dead letters go to topic + suffix"
+    )
     create_topics: bool = Field(True, description="create missing topics and their dead-letter topics at start")
 
 
 class AdminSettings(_Section):
     """/metrics, /healthz, /readyz."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Port | None = Field(None, description="unset: 9464 for the relay, 9465 for the consumer; 0: any free one")
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether to listen at all")
 
 
 class LogSettings(_Section):
     """Structured logs on stderr."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is told")
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
 
