@@ -8,6 +8,7 @@ Everything is little endian unless it says otherwise.
 from __future__ import annotations
 
 import re
+import struct
 import zlib
 from enum import IntEnum
 from struct import Struct
@@ -66,6 +67,9 @@ class EventType(IntEnum):
 HEADER = Struct("<IBIIIH")
 HEADER_SIZE = HEADER.size
 assert HEADER_SIZE == 19
+
+#: What reading an event raises whose bytes are not what they should be.
+DAMAGED = (ValueError, IndexError, struct.error)
 
 CHECKSUM_SIZE = 4
 CHECKSUM_NONE = 0

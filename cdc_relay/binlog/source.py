@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from cdc_relay.binlog.events import parse_event
+from cdc_relay.binlog.events import DAMAGED, parse_event
 from cdc_relay.binlog.packets import PacketSplitter, Payload
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
@@ -71,7 +71,7 @@ class BinlogSource:
             if status == _OK:
                 try:
                     self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
-                except (ValueError, IndexError) as error:
+                except DAMAGED as error:
                     raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
                 self._check_file()
             elif status == _ERR:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from cdc_relay.binlog.events import (
     CHECKSUM_CRC32,
     CHECKSUM_SIZE,
+    DAMAGED,
     Event,
     EventType,
     Xid,
@@ -109,8 +110,8 @@ class _Open:
     doubtful: bool = False
     is_xa: bool = False
     """Its rows leave at its XA COMMIT, read from the table: what happens to it after its XA PREPARE is not known."""
-    too_many: bool = False
-    """More rows of an XA transaction than are remembered; its XA COMMIT sends to the table for them."""
+    forgotten: bool = False
+    """Not all rows of the XA transaction are remembered or could be read; its XA COMMIT sends to the table for them."""
 
 
 class TransactionAssembler:
@@ -147,7 +148,7 @@ class TransactionAssembler:
         return done
 
     def feed(self, event: Event) -> None:
-        """Take one event of the stream. Raises ValueError when the event's frame is damaged."""
+        """Take one event of the stream. Raises one of ``events.DAMAGED`` when its frame is damaged."""
         kind = event.type
         if kind == _T.ROTATE:
             self._rotate(event)
@@ -196,9 +197,12 @@ class TransactionAssembler:
 
     def _unwrap(self, event: Event) -> None:
         try:
+            self._verify(event, self._checksum_size)
             for inner in transaction_payload(event, self._checksum_size):
                 self._take(inner, 0)
-        except ValueError:
+            if self._open is not None:
+                raise ValueError("the compressed transaction has no end")
+        except DAMAGED:
             self._unsupported("transaction_payload")
             self._open = None
 
@@ -217,13 +221,13 @@ class TransactionAssembler:
             self._query(event, parse_query(event, checksum_size))
         elif kind in (_T.GTID, _T.ANONYMOUS_GTID):
             self._commit_time = parse_commit_time(event, checksum_size)
-            self._transaction()
+            self._new_transaction()
         elif kind == _T.GTID_TAGGED:
             self._commit_time = None
-            self._transaction()
+            self._new_transaction()
         elif kind == _T.MARIADB_GTID:
             self._commit_time = None
-            opened = self._transaction()
+            opened = self._new_transaction()
             opened.begun = not is_mariadb_standalone(event)  # no BEGIN follows it
             opened.is_xa = is_mariadb_prepared_xa(event)
         elif kind in _CHANGES:
@@ -241,14 +245,19 @@ class TransactionAssembler:
             self._open = _Open()
         return self._open
 
+    def _new_transaction(self) -> _Open:
+        if self._open is not None and self._open.begun:
+            self._unsupported("unfinished_transaction")  # its end was not recognized, so the table must tell
+        self._open = _Open()
+        return self._open
+
     def _write_rows(self, event: Event, checksum_size: int) -> None:
         opened = self._transaction()
         decoder = self._tables.decoder(event, checksum_size, compressed=event.type in _WRITES_COMPRESSED)
         if decoder is None:
             return  # another table's
         try:
-            if checksum_size and not has_checksum(event):
-                raise ValueError("the checksum of the event does not fit its bytes")
+            self._verify(event, checksum_size)
             rows, complete = decoder()
         except (ValueError, IndexError, OverflowError):
             self._unsupported("rows")
@@ -261,10 +270,15 @@ class TransactionAssembler:
             return
         # Held no longer: the memory for a transaction is bounded.
         if opened.is_xa:
-            opened.too_many = True
+            opened.forgotten = True
         else:  # The end is not seen yet, so the table must say whether the rows have come to stay.
             self._done.append(TransactionBatch(opened.rows, None, doubtful=True, size=opened.size))
         opened.rows, opened.size = [], 0
+
+    @staticmethod
+    def _verify(event: Event, checksum_size: int) -> None:
+        if checksum_size and not has_checksum(event):
+            raise ValueError("the checksum of the event does not fit its bytes")
 
     def _commit(self, event: Event) -> None:
         opened = self._transaction()
@@ -333,11 +347,13 @@ class TransactionAssembler:
     def _compressed_query(self, event: Event, checksum_size: int) -> None:
         try:
             self._query(event, mariadb_inflate(parse_query(event, checksum_size)))
-        except ValueError:
+        except DAMAGED:
             self._unsupported("mariadb_query_compressed")
 
     def _unsupported(self, kind: str) -> None:
         self._unreadable = True
+        if self._open is not None:
+            self._open.forgotten = True
         self._on_unsupported(kind)
 
     # --- XA --------------------------------------------------------------------------------------------------------
@@ -365,7 +381,7 @@ class TransactionAssembler:
             self._commit(event)
             return
         self._open = None
-        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS and not opened.too_many:
+        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS and not opened.forgotten:
             self._prepared[xid] = [row.id for row in opened.rows]
             self._prepared_rows += len(opened.rows)
 
