@@ -4,6 +4,7 @@
     ├── ConfigurationError          exit code 2: a setting is wrong; nothing was started
     ├── DatabaseError               exit code 3
     │   ├── DatabaseUnavailable     · retriable: MySQL is away, restarting, read-only, or out of connections
+    │   │   └── DatabaseContended   · retriable: a deadlock or a lock wait; the same transaction may go well at once
     │   ├── PreflightFailed           the server lacks something that the operator must mend
     │   ├── StaleSource               the binlog cannot be followed from here; reconcile from the table
     │   └── LeadershipLost          · retriable: another relay may be active; publish nothing more
@@ -54,6 +55,10 @@ class DatabaseUnavailable(DatabaseError):
     """MySQL cannot be reached or cannot serve now; an outage, not a failure of any row."""
 
     retriable = True
+
+
+class DatabaseContended(DatabaseUnavailable):
+    """Somebody else holds the rows: the same transaction may go well when it is tried again at once."""
 
 
 class PreflightFailed(DatabaseError):

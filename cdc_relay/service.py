@@ -251,7 +251,7 @@ class RelayService:
     def _on_unsupported(self, kind: str) -> None:
         self._metrics.binlog_events_unsupported.labels(kind=kind).inc()
         self._unsupported_once.warning(
-            kind, "the binlog has something that is not understood; the sweep delivers what it holds", event_kind=kind
+            kind, "the binlog has something that is not understood; the table is asked for what it holds", event_kind=kind
         )
 
     def _other_tailer(self, binlog: ServerBinlog) -> TailProgress:

@@ -7,11 +7,13 @@ acknowledged by then is written first, so that a lost connection makes no duplic
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Event, Thread
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -20,7 +22,7 @@ from cdc_relay.binlog.reconnect import ReconnectingSource
 from cdc_relay.binlog.server import head
 from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
-from cdc_relay.errors import CheckpointError, RelayError
+from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
@@ -35,6 +37,17 @@ from cdc_relay.watermark import AckWatermark
 from cdc_relay.writeback import StatusWriter
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
+
+#: How often a transaction is begun anew at once when somebody else holds its rows.
+_CONTENDED_TRIES = 6
+
+#: The longest pause between sweeps, in intervals.
+_LONGEST_SWEEP_PAUSE = 10
+
+#: How often an unreachable Kafka is asked whether it is back, for readiness.
+_PROBE_S = 1.0
 
 #: How long the writing thread waits for a delivery report before it looks at its other duties.
 _POLL_S = 0.05
@@ -86,6 +99,7 @@ class Session:
         self._source = open_source(self._intake_stopped) if open_source else None
         self._reconciling = start.reconcile is not None
         self._progress_at = time.monotonic()
+        self._probe_at = 0.0
         tail = parts.settings.tail
         self.watermark = AckWatermark(
             start.position, max_rows=tail.max_in_flight_rows, max_bytes=tail.max_in_flight_bytes
@@ -186,7 +200,7 @@ class Session:
     def _write(self) -> None:
         while not self._drained.is_set():
             self._publisher.poll(_POLL_S)
-            self._parts.writer.run_once(utc_now())
+            self._uncontended(lambda: self._parts.writer.run_once(utc_now()))
             self._publisher.raise_if_fatal()
             self._save(force=False)
 
@@ -209,19 +223,38 @@ class Session:
         )
         while not self._intake_stopped.is_set():
             began = time.monotonic()
-            counts = sweeper.run_once(utc_now())
+            try:
+                counts = sweeper.run_once(utc_now())
+            except DatabaseContended as error:
+                log.info(f"{error}; sweeping again soon", action="sweep_contended")
+                self._intake_stopped.wait(settings.sweep.interval_s)
+                continue
             self._on_swept(counts)
             if counts.sent:
                 log.info("swept", action="swept", sent=counts.sent, held_back=counts.held_back)
             if not counts.more:
-                # A sweep over a large backlog takes long; it may use a tenth of the time at most.
-                self._intake_stopped.wait(max(settings.sweep.interval_s, 9 * (time.monotonic() - began)))
+                # A look at a large backlog costs the server something, so it is taken less often.
+                pause_s = min(9 * (time.monotonic() - began), _LONGEST_SWEEP_PAUSE * settings.sweep.interval_s)
+                self._intake_stopped.wait(max(settings.sweep.interval_s, pause_s))
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
     def _look_up(self, ids: Sequence[int]) -> list[OutboxRow]:
-        with self._parts.transaction() as connection:
-            return self._parts.statements.read_committed(connection, ids)
+        def read() -> list[OutboxRow]:
+            with self._parts.transaction() as connection:
+                return self._parts.statements.read_committed(connection, ids)
+
+        return self._uncontended(read)
+
+    def _uncontended(self, work: Callable[[], T]) -> T:
+        """``work()``, begun anew when somebody else holds the rows; that is no reason to end a session."""
+        for attempt in range(_CONTENDED_TRIES):
+            try:
+                return work()
+            except DatabaseContended as error:
+                log.debug(f"{error}; trying again", action="contended", attempt=attempt + 1)
+                self._intake_stopped.wait(random.uniform(0.005, 0.02) * 2**attempt)
+        return work()
 
     def _head(self) -> BinlogPosition:
         with self._parts.transaction() as connection:
@@ -262,6 +295,10 @@ class Session:
         try:
             if self._parts.checkpointer.save(checkpoint, force=force):
                 self._parts.metrics.checkpoint_writes.inc()
+        except LeadershipLost:
+            if not force:
+                raise
+            # At the end of a session that has lost the lock: the position is the next active relay's to keep.
         except CheckpointError as error:
             # The relay goes on: the table is the truth, a restart without the checkpoint only takes longer.
             log.error(f"{error}; delivery goes on", action="checkpoint_failed")
@@ -272,3 +309,6 @@ class Session:
         metrics.in_flight_bytes.set(watermark.in_flight_bytes)
         metrics.binlog_file_number.set(watermark.position.file_number)
         metrics.binlog_position_bytes.set(watermark.position.offset)
+        if self._publisher.brokers_down and time.monotonic() >= self._probe_at:
+            self._publisher.probe()
+            self._probe_at = time.monotonic() + _PROBE_S

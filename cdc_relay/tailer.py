@@ -117,6 +117,9 @@ class Tailer:
 
         At a start without a usable checkpoint, and where the binlog holds what cannot be read.
         """
+        # What is under way is still pending in the table; it must be written before the table is asked.
+        if not self._settled():
+            return False
         before = self._head()
         # Twice: a transaction stands in the binlog a moment before others see its rows in the table.
         for _ in range(2):
@@ -128,12 +131,17 @@ class Tailer:
                     continue
                 for batch in pending.read():
                     self._deliver(batch, now, "reconcile")
-            # Their statuses must be written before the table is asked again which rows are still to be sent.
-            while self._watermark.in_flight_rows:
-                if self._wait(_FULL_WAIT_S):
-                    return False
+            if not self._settled():
+                return False
         self._caught_up_to = before
         self._settled_until = self._head()
+        return True
+
+    def _settled(self) -> bool:
+        """Wait until nothing is in flight; false when stopped first."""
+        while self._watermark.in_flight_rows:
+            if self._wait(_FULL_WAIT_S):
+                return False
         return True
 
     def _is_caught_up(self, end: BinlogPosition | None) -> bool:

@@ -45,6 +45,8 @@ PIECE_BYTES = 8 * 2**20
 #: Prepared XA transactions are remembered by their ids, up to so many ids in all; the sweep has the rest.
 _REMEMBERED_XA_ROWS = 100_000
 
+_LOW_32_BITS = 0xFFFFFFFF
+
 _T = EventType
 _WRITES = frozenset({_T.WRITE_ROWS, _T.WRITE_ROWS_V1})
 _WRITES_COMPRESSED = frozenset({_T.MARIADB_WRITE_ROWS_COMPRESSED, _T.MARIADB_WRITE_ROWS_COMPRESSED_V1})
@@ -188,10 +190,12 @@ class TransactionAssembler:
         low = event.end_position
         if low == 0:
             return  # made up by the server while sending; not in the file
-        offset = (self._offset & ~0xFFFFFFFF) | low
-        if offset < self._offset:  # past 4 GiB in one file the header's 32 bits begin anew
-            offset += 1 << 32
-        self._offset = offset
+        next_to_last = self._offset + event.end - event.start
+        if next_to_last & _LOW_32_BITS == low:
+            # The rule. Past 4 GiB in one file the header's 32 bits begin anew, the sum does not.
+            self._offset = next_to_last
+        elif low > self._offset & _LOW_32_BITS:
+            self._offset = self._offset & ~_LOW_32_BITS | low  # a heartbeat, or the server has left events out
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -141,6 +141,14 @@ class KafkaPublisher:
         if self._fatal is not None:
             raise ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
 
+    def probe(self) -> None:
+        """Find out whether brokers that were down are back; waits a moment for their answer."""
+        try:
+            self._producer.list_topics(timeout=0.5)
+            self.brokers_down = False
+        except KafkaException:
+            pass  # still down
+
     @property
     def in_flight(self) -> int:
         """Records and reports that are not dealt with yet."""

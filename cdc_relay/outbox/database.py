@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cdc_relay.config import DatabaseSettings
-from cdc_relay.errors import DatabaseError, DatabaseUnavailable
+from cdc_relay.errors import DatabaseContended, DatabaseError, DatabaseUnavailable
 
 # Server and client error numbers: MySQL manual, "Server Error Message Reference" and "Client Error Message Reference".
 _AWAY = {
@@ -129,7 +129,7 @@ def translate(error: BaseException) -> DatabaseError:
     if isinstance(error, OSError) or code in _AWAY:
         return DatabaseUnavailable(f"MySQL is away: {_AWAY.get(code or 0, 'the connection broke')} ({code}: {words})")
     if code in _CONTENDED:
-        return DatabaseUnavailable(f"MySQL is contended: {_CONTENDED[code]} ({code}: {words})")
+        return DatabaseContended(f"MySQL is contended: {_CONTENDED[code]} ({code}: {words})")
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return DatabaseUnavailable(f"MySQL is away: {words}")
     if isinstance(original, pymysql.err.InterfaceError | PoolTimeout):  # the latter: each connection waits for MySQL

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import (
     ConfigurationError,
+    DatabaseContended,
     DatabaseError,
     DatabaseUnavailable,
     KafkaError,
@@ -23,6 +24,7 @@ from cdc_relay.errors import (
     PoisonRow,
     RelayError,
     RetryableRow,
+    RowError,
 )
 from consumer import kafka_errors, metrics, topics
 from consumer.handlers import default_registry
@@ -30,7 +32,7 @@ from consumer.metrics import ConsumerMetrics
 from consumer.outage import LONGEST_WAIT_S, ride_out_with
 from consumer.plan import Counts, Outcome
 from consumer.properties import admin_properties, consumer_properties, make_client, producer_properties
-from consumer.registry import HandlerRegistry
+from consumer.registry import Handler, HandlerRegistry
 from consumer.unit_of_work import translate_refusal
 from tests.consumer_fakes import note_handler
 
@@ -133,8 +135,8 @@ def test_what_may_pass_is_an_outage(code: int) -> None:
         (1264, PoisonRow),
         (3819, PoisonRow),
         (1452, RetryableRow),
-        (1213, DatabaseUnavailable),
-        (1205, DatabaseUnavailable),
+        (1213, DatabaseContended),
+        (1205, DatabaseContended),
         (2013, DatabaseUnavailable),
         (1146, DatabaseError),
         (1142, DatabaseError),
@@ -143,7 +145,9 @@ def test_what_may_pass_is_an_outage(code: int) -> None:
 def test_a_value_that_mysql_refuses_is_told_from_an_outage(code: int, kind: type[RelayError]) -> None:
     wrapper = DataError if kind is PoisonRow else OperationalError
     error = translate_refusal(wrapper("INSERT", {}, pymysql.err.DataError(code, "Data too long")))
-    assert type(error) is kind
+    assert isinstance(error, kind)
+    assert isinstance(error, RowError) == issubclass(kind, RowError)
+    assert error.retriable == kind.retriable
     assert str(code) in str(error)
 
 
@@ -247,4 +251,15 @@ def test_two_handlers_of_one_type_are_a_mistake() -> None:
 
 def test_the_handlers_that_ship_are_listed_to_whoever_asks_for_another() -> None:
     with pytest.raises(PoisonRow, match="chat_history_persist"):
-        default_registry().handler("unheard of")
+        default_registry().read("unheard of", {})
+
+
+def test_a_defect_of_a_handler_costs_only_the_rows_that_it_fails_on() -> None:
+    def apply(work: object, events: object) -> None:
+        raise KeyError("oops")
+
+    handlers = HandlerRegistry([Handler("buggy", read=lambda payload: payload["x"], apply=apply, check=apply)])
+    with pytest.raises(PoisonRow, match="the handler of 'buggy' failed: TypeError"):
+        handlers.read("buggy", None)
+    with pytest.raises(RetryableRow, match="the handler of 'buggy' failed: KeyError: 'oops'"):
+        handlers.apply(object(), "buggy", [])
