@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from sqlalchemy import MetaData, create_engine, make_url, text
+from sqlalchemy import MetaData, NullPool, create_engine, make_url, text
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
@@ -58,7 +58,8 @@ def either_server(request: pytest.FixtureRequest) -> MysqlServer:
 def fresh_database(server: MysqlServer) -> Iterator[str]:
     """The URL of a new database on ``server`` with the outbox and chat tables made; dropped afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    root = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    # A connection each time, since the test may restart the server.
+    root = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with root.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
     url = make_url(server.url).set(database=name)

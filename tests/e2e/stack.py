@@ -12,7 +12,7 @@ from typing import Any
 
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from cdc_relay.embedded.mysql import MysqlServer
@@ -107,6 +107,10 @@ class Stack:
         print(verdict)  # shown when the test fails
         return verdict
 
+    def write_some(self, rows: int, **plan: Any) -> None:
+        """So many rows, committed on return."""
+        self.write(rows, **plan).join()
+
     def sql(self, statement: str, **values: Any) -> list[Any]:
         """Run one statement as root; its rows."""
         with self.engine.connect() as connection:
@@ -144,6 +148,21 @@ class Stack:
         return self.statuses(), waiting
 
 
+def _account(server: MysqlServer, url: str, port: int | None) -> str:
+    """The URL of an account that may do no more than the programs need."""
+    database = make_url(url).database
+    root = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with root.connect() as connection:
+        for statement in (
+            "CREATE USER IF NOT EXISTS programs@'127.0.0.1' IDENTIFIED BY 'secret'",
+            "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO programs@'127.0.0.1'",
+            f"GRANT SELECT, INSERT, UPDATE ON `{database}`.* TO programs@'127.0.0.1'",
+        ):
+            connection.exec_driver_sql(statement)
+    programs = make_url(url).set(username="programs", password="secret", port=port or server.port)
+    return programs.render_as_string(hide_password=False)
+
+
 @contextmanager
 def stack_on(
     server: MysqlServer,
@@ -158,14 +177,7 @@ def stack_on(
     """A stack on a database of its own. ``through`` is a proxy's port by which the programs reach MySQL; ``settings``
     are those of the programs, as in their CDC_ variables without the prefix."""
     for url in fresh_database(server):
-        programs_url = make_url(url).set(port=through) if through else make_url(url)
-        stack = Stack(
-            url,
-            kafka,
-            folder,
-            programs_url=programs_url.render_as_string(hide_password=False),
-            partitions=partitions,
-        )
+        stack = Stack(url, kafka, folder, programs_url=_account(server, url, through), partitions=partitions)
         given = {f"CDC_{name.upper()}": str(value) for name, value in settings.items()}
         for program in (stack.relay, stack.consumer):
             program.settings |= given
