@@ -28,7 +28,7 @@ from cdc_relay.lease import Leadership, lock_names
 from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.metrics import RelayMetrics, process_registry
 from cdc_relay.outbox.backoff import Backoff
-from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.clock import DatabaseClock
 from cdc_relay.outbox.database import closing_engine, make_engine, transaction
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
@@ -78,6 +78,7 @@ class RelayService:
         self._parts = Parts(
             settings=settings,
             transaction=lambda: self._leadership.transaction(self._engine),
+            clock=DatabaseClock(),
             statements=statements,
             parking=parking,
             writer=StatusWriter(
@@ -172,9 +173,10 @@ class RelayService:
         """One session as the active relay."""
         publisher = self._ready_publisher()
         while not self._parts.writer.idle:  # what Kafka acknowledged before the last session ended
-            self._parts.writer.run_once(utc_now())
+            self._parts.writer.run_once(self._parts.clock())
         with transaction(self._engine) as connection:
             binlog = server_binlog(connection)
+            self._parts.clock.set(self._parts.statements.database_now(connection))
         start = self._start(binlog, distrust)
         self._session = Session(
             self._parts,
@@ -251,7 +253,9 @@ class RelayService:
     def _on_unsupported(self, kind: str) -> None:
         self._metrics.binlog_events_unsupported.labels(kind=kind).inc()
         self._unsupported_once.warning(
-            kind, "the binlog has something that is not understood; the table is asked for what it holds", event_kind=kind
+            kind,
+            "the binlog has something that is not understood; the table is asked for what it holds",
+            event_kind=kind,
         )
 
     def _other_tailer(self, binlog: ServerBinlog) -> TailProgress:

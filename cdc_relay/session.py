@@ -26,7 +26,7 @@ from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost,
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
-from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.clock import DatabaseClock
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
@@ -46,6 +46,9 @@ _CONTENDED_TRIES = 6
 #: The longest pause between sweeps, in intervals.
 _LONGEST_SWEEP_PAUSE = 10
 
+#: How often the database's clock is read.
+_SET_CLOCK_S = 60.0
+
 #: How often an unreachable Kafka is asked whether it is back, for readiness.
 _PROBE_S = 1.0
 
@@ -60,6 +63,7 @@ class Parts:
     settings: Settings
     transaction: Callable[[], AbstractContextManager[Connection]]
     """A transaction of the active relay; raises LeadershipLost when it is active no longer."""
+    clock: DatabaseClock
     statements: OutboxStatements
     parking: SharedParking
     writer: StatusWriter
@@ -100,6 +104,7 @@ class Session:
         self._reconciling = start.reconcile is not None
         self._progress_at = time.monotonic()
         self._probe_at = 0.0
+        self._set_clock_at = time.monotonic() + _SET_CLOCK_S
         tail = parts.settings.tail
         self.watermark = AckWatermark(
             start.position, max_rows=tail.max_in_flight_rows, max_bytes=tail.max_in_flight_bytes
@@ -117,6 +122,8 @@ class Session:
         try:
             while not stop.wait(0.05) and self._failure is None:
                 self._observe()
+        except RelayError as error:
+            self._failure = self._failure or error
         finally:
             self._stop(threads, drain_timeout_s if self._failure is None else 5.0)
         if self._failure is not None:
@@ -181,12 +188,12 @@ class Session:
             zone=parts.settings.database.zone,
         )
         if self._reconciling:
-            if not tailer.catch_up(utc_now()):
+            if not tailer.catch_up(self._parts.clock()):
                 return
             self._reconciling = False
             log.info("caught up from the table; tailing from here", action="reconciled")
         while not self._intake_stopped.is_set():
-            tailer.run_once(utc_now())
+            tailer.run_once(self._parts.clock())
             self._told_progress()
 
     def _wait(self, seconds: float) -> bool:
@@ -200,7 +207,7 @@ class Session:
     def _write(self) -> None:
         while not self._drained.is_set():
             self._publisher.poll(_POLL_S)
-            self._uncontended(lambda: self._parts.writer.run_once(utc_now()))
+            self._uncontended(lambda: self._parts.writer.run_once(self._parts.clock()))
             self._publisher.raise_if_fatal()
             self._save(force=False)
 
@@ -215,7 +222,7 @@ class Session:
             head=self._head,
             tail_progress=self.tail_progress,
             complete=self._parts.writer.complete,
-            now=utc_now,
+            now=self._parts.clock,
             stopping=self._intake_stopped.is_set,
             zone=settings.database.zone,
             batch_rows=settings.sweep.batch_rows,
@@ -224,7 +231,7 @@ class Session:
         while not self._intake_stopped.is_set():
             began = time.monotonic()
             try:
-                counts = sweeper.run_once(utc_now())
+                counts = sweeper.run_once(self._parts.clock())
             except DatabaseContended as error:
                 log.info(f"{error}; sweeping again soon", action="sweep_contended")
                 self._intake_stopped.wait(settings.sweep.interval_s)
@@ -309,6 +316,10 @@ class Session:
         metrics.in_flight_bytes.set(watermark.in_flight_bytes)
         metrics.binlog_file_number.set(watermark.position.file_number)
         metrics.binlog_position_bytes.set(watermark.position.offset)
+        if time.monotonic() >= self._set_clock_at:
+            self._set_clock_at = time.monotonic() + _SET_CLOCK_S
+            with self._parts.transaction() as connection:
+                self._parts.clock.set(self._parts.statements.database_now(connection))
         if self._publisher.brokers_down and time.monotonic() >= self._probe_at:
             self._publisher.probe()
             self._probe_at = time.monotonic() + _PROBE_S

@@ -53,3 +53,21 @@ def utc_now() -> datetime:
 def rfc3339(wall: datetime, zone: tzinfo) -> bytes:
     """A column's wall time as RFC 3339 with offset, for the ``created_at`` header; cached, since rows share times."""
     return wall.replace(tzinfo=zone).isoformat().encode()
+
+
+class DatabaseClock:
+    """The database's clock: ours, corrected by the difference that was measured last.
+
+    Relay and consumers may run on machines whose clocks disagree; they agree on the times in the table by this.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        """Now, as an instant."""
+        return utc_now() + self._ahead
+
+    def set(self, database_now: datetime) -> None:
+        """The database said ``database_now`` just now. The way there and back is the error: milliseconds."""
+        self._ahead = database_now - utc_now()

@@ -12,7 +12,7 @@ only rows that lack it. So a write-back that comes late never undoes what the co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -74,6 +74,12 @@ class OutboxStatements:
             column = connection.execute(text(f"SHOW COLUMNS FROM {self.table} LIKE 'last_error'")).mappings().first()
             self._no_error = "NULL" if column is None or column["Null"] == "YES" else "''"
         return self._no_error
+
+    @staticmethod
+    def database_now(connection: Connection) -> datetime:
+        """The database's clock, as an instant. Changes nothing."""
+        now: datetime = connection.execute(text("SELECT UTC_TIMESTAMP(6)")).scalar_one()
+        return now.replace(tzinfo=UTC)
 
     # --- reading -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_relay.outbox.clock import due_bound, from_column, rfc3339, to_column, utc_now
+from cdc_relay.outbox.clock import DatabaseClock, due_bound, from_column, rfc3339, to_column, utc_now
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
 SHANGHAI, LORD_HOWE = ZoneInfo("Asia/Shanghai"), ZoneInfo("Australia/Lord_Howe")
@@ -175,3 +175,10 @@ def test_rfc3339_has_the_offset_of_the_day_and_not_of_another_zone_that_was_cach
 
 def test_now_is_an_instant_in_utc() -> None:
     assert utc_now().utcoffset() == timedelta(0)
+
+
+def test_the_database_clock_is_ours_plus_the_difference_that_was_measured() -> None:
+    clock = DatabaseClock()
+    assert abs(clock() - utc_now()) < timedelta(minutes=1)
+    clock.set(utc_now() + timedelta(minutes=10))
+    assert timedelta(minutes=9) < clock() - utc_now() < timedelta(minutes=11)
