@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from cdc_relay.errors import PoisonRow, RelayError, RowError
+from cdc_relay.errors import PoisonRow, RelayError, RetryableRow, RowError
+from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.outbox.row import LockedRow
-from consumer.unit_of_work import UnitOfWork
+from consumer.unit_of_work import DATABASE_ERRORS, UnitOfWork
 
 P = TypeVar("P")
+
+_troubles = OncePerKind(get_logger(__name__), every_s=60.0)
 
 
 class Event(NamedTuple, Generic[P]):
@@ -62,14 +65,32 @@ class HandlerRegistry:
     def __iter__(self) -> Iterator[Handler[Any]]:
         return iter(self._handlers.values())
 
-    def handler(self, biz_type: str) -> Handler[Any]:
-        """Raises PoisonRow when nobody handles ``biz_type``."""
+    def read(self, biz_type: str, payload: Any) -> Any:
+        """The payload as its handler wants it; raises PoisonRow, also where the handler itself fails."""
         handler = self._handlers.get(biz_type)
         if handler is None:
             known = ", ".join(sorted(self._handlers)) or "none"
             raise PoisonRow(f"no handler for biz_type {biz_type!r:.80}; this consumer handles: {known}")
-        return handler
+        try:
+            return handler.read(payload)
+        except PoisonRow:
+            raise
+        except Exception as defect:  # it would end the program at each start, and with it everyone else's rows
+            raise PoisonRow(_told(biz_type, defect)) from defect
 
-    def read(self, biz_type: str, payload: Any) -> Any:
-        """The payload as its handler wants it; raises PoisonRow."""
-        return self.handler(biz_type).read(payload)
+    def apply(self, work: UnitOfWork, biz_type: str, events: Sequence[Event[Any]]) -> None:
+        """The effect of ``events``, all of one type; raises what ``Handler.apply`` may.
+
+        A defect of the handler is a RetryableRow: it costs the rows that it fails on, and a mended handler cures it.
+        """
+        try:
+            self._handlers[biz_type].apply(work, events)
+        except (RelayError, *DATABASE_ERRORS):
+            raise
+        except Exception as defect:
+            _troubles.error(biz_type, _told(biz_type, defect), action="handler_failed", exc_info=True)
+            raise RetryableRow(_told(biz_type, defect)) from defect
+
+
+def _told(biz_type: str, defect: Exception) -> str:
+    return f"the handler of {biz_type!r} failed: {type(defect).__name__}: {defect}"

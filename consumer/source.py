@@ -22,15 +22,6 @@ IDLE_WAIT_S = 0.5
 SLICE = 64
 #: Seconds after which a commit of offsets that has failed is tried again. One takes up to 45 s if brokers are away.
 COMMIT_AGAIN_AFTER_S = 5.0
-#: Seconds between two looks for a topic that was deleted.
-LOOK_FOR_TOPIC_EVERY_S = 5.0
-#: A topic is not there (any more).
-_GONE = (
-    Reported.UNKNOWN_TOPIC_OR_PART,
-    Reported.UNKNOWN_TOPIC_ID,
-    Reported._UNKNOWN_TOPIC,
-    Reported._UNKNOWN_PARTITION,
-)
 #: Waits below this many seconds are slept; to pause the partitions would throw away what was fetched ahead.
 SHORT_WAIT_S = 1.0
 
@@ -67,14 +58,13 @@ class KafkaSource:
         self._lost: set[Partition] = set()
         self._done: dict[Partition, int] = {}  # next offsets that Kafka does not know yet
         self._retry_at = 0.0  # when a commit that has failed is tried again, on the monotonic clock
+        self._is_away = False  # no broker answered to the last commit
         self._is_paused = False
         self._failure: KafkaError | None = None
         self._consumer = make_client(
             Consumer, properties | {"error_cb": self._on_error}, logger=logging.getLogger("confluent_kafka.consumer")
         )
         self._topics = list(topics)
-        self._is_gone = False  # a topic was deleted, or is not there yet
-        self._looked_at = 0.0
         self._subscribe()
 
     def next_batch(self) -> list[KafkaRecord]:
@@ -84,27 +74,26 @@ class KafkaSource:
         """
         self._resume()
         self._lost.clear()
-        if self._is_gone and time.monotonic() >= self._looked_at + LOOK_FOR_TOPIC_EVERY_S:
-            self._subscribe()
         for topic in self._replaced():
             self._begin_anew(topic)
         if self._done and time.monotonic() >= self._retry_at:
             self._commit_offsets()
-        batch, self._early = self._early, []
-        size = sum(record.size for record in batch)
-        deadline = time.monotonic() + self._wait_s if batch else None
-        while len(batch) < self._rows and size < self._bytes and not self._stop.is_set():
+        deadline = time.monotonic() + self._wait_s if self._early else None
+        size = sum(record.size for record in self._early)
+        while len(self._early) < self._rows and size < self._bytes and not self._stop.is_set():
             wanted, timeout_s = 1, IDLE_WAIT_S
             if deadline is not None:
-                wanted, timeout_s = min(SLICE, self._rows - len(batch)), max(0.0, deadline - time.monotonic())
+                wanted, timeout_s = min(SLICE, self._rows - len(self._early)), max(0.0, deadline - time.monotonic())
             received = self._receive(wanted, timeout_s)
-            batch += received
+            # Not before they are all here: a partition that goes takes along what is in this list, and only that.
+            self._early += received
             size += sum(record.size for record in received)
             if not received:
                 break
             if deadline is None:
                 deadline = time.monotonic() + self._wait_s
-        return [record for record in batch if record.home not in self._lost]
+        batch, self._early = self._early, []
+        return batch
 
     def keep_alive(self, seconds: float) -> set[Partition]:
         """Wait while a batch cannot be finished, staying in the group; the partitions lost since ``next_batch``."""
@@ -114,7 +103,8 @@ class KafkaSource:
             return self._lost
         while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._pause()  # again each time: partitions that have come meanwhile are not paused
-            self._early += self._receive(1, min(left, IDLE_WAIT_S))
+            received = self._receive(1, min(left, IDLE_WAIT_S))
+            self._early += received
         return self._lost
 
     def commit(self, records: Iterable[KafkaRecord]) -> None:
@@ -146,19 +136,13 @@ class KafkaSource:
     def close(self) -> None:
         """Leave the group, so that others take over at once.
 
-        Offsets that Kafka could not take are left: to try once more would wait for a broker that is away.
+        Offsets are left uncommitted while no broker answers: to try once more would wait for it.
         """
+        if self._is_away:
+            self._done.clear()
         self._consumer.close()
 
     def _subscribe(self) -> None:
-        """Join the group, or join it anew when a topic was gone.
-
-        The partitions of a topic that was deleted and made again would otherwise be read from where the old one was
-        left, past its first records. Kafka forgets the group's offsets with the topic, so it begins at the beginning.
-        """
-        if self._looked_at:
-            self._consumer.unsubscribe()
-        self._is_gone, self._looked_at = False, time.monotonic()
         self._consumer.subscribe(
             self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -168,19 +152,26 @@ class KafkaSource:
         log.warning(f"the topic {topic} was made anew; reading it from its beginning", action="topic_replaced")
         self._early = [record for record in self._early if record.topic != topic]
         self._done = {home: offset for home, offset in self._done.items() if home[0] != topic}
-        for at in self._consumer.assignment():
-            if at.topic == topic:
-                try:
+        try:
+            for at in self._consumer.assignment():
+                if at.topic == topic:
                     self._consumer.seek(TopicPartition(topic, at.partition, OFFSET_BEGINNING))
-                except KafkaException as failed:
-                    # Not being read: it is about to be assigned anew, and begins where Kafka says.
-                    log.info(f"no seek in {topic}[{at.partition}]: {failed.args[0].str()}", action="topic_replaced")
+        except KafkaException as failed:
+            # It is not being read, as when it has fewer partitions now. Kafka has forgotten the group's offsets in it.
+            log.info(f"joining the group anew: {failed.args[0].str()}", action="topic_replaced", topic=topic)
+            self._consumer.unsubscribe()
+            self._subscribe()
 
     def _receive(self, wanted: int, timeout_s: float) -> list[KafkaRecord]:
         try:
             messages = self._consumer.consume(wanted, timeout_s)
         except KafkaException as failed:
-            raise translate(failed.args[0], "reading") from failed
+            error = failed.args[0]
+            if is_final(error):
+                raise translate(error, "reading") from failed
+            _troubles.warning(error.name(), f"waiting for Kafka: {error.str()}", action="kafka_wait")
+            self._stop.wait(timeout_s)
+            return []
         if self._failure is not None:
             raise self._failure
         return [_record(message) for message in messages if not self._is_trouble(message)]
@@ -191,9 +182,7 @@ class KafkaSource:
             return False
         if is_final(error):
             raise translate(error, f"reading {message.topic() or 'the group'}")
-        if error.code() in _GONE:
-            self._is_gone = True
-        # A broker that is away: librdkafka asks again by itself.
+        # A topic that is not there, a broker that is away: librdkafka asks again by itself.
         _troubles.warning(
             f"{error.name()} {message.topic()}",
             f"waiting for Kafka: {error.str()}",
@@ -212,6 +201,7 @@ class KafkaSource:
             errors = [failed.args[0]]
         else:
             errors = [answer.error for answer in answers if answer.error is not None]
+        self._is_away = bool(errors) and errors[0].code() < 0  # librdkafka's own codes: no broker has said anything
         if not errors:
             self._done.clear()
             return
@@ -264,9 +254,6 @@ class KafkaSource:
     def _on_error(self, error: Reported) -> None:
         if is_final(error):
             self._failure = translate(error, "connecting")
-        elif error.code() in _GONE:
-            self._is_gone = True
-            _troubles.warning(error.name(), f"waiting for a topic: {error.str()}", action="kafka_wait")
         else:
             _troubles.warning(error.name(), f"waiting for Kafka: {error.str()}", action="kafka_wait")
 

@@ -17,6 +17,9 @@ from cdc_relay.outbox.clock import to_column
 from cdc_relay.outbox.database import error_code, make_engine, translate
 from cdc_relay.outbox.statements import OutboxStatements
 
+#: What SQLAlchemy and the driver raise.
+DATABASE_ERRORS = (SQLAlchemyError, pymysql.err.Error)
+
 UnitOfWorkFactory = Callable[[datetime], "UnitOfWork"]
 
 #: Refusals of a value, which the same row meets again at each attempt (MySQL: Server Error Message Reference).
@@ -64,7 +67,7 @@ class UnitOfWork:
     def __enter__(self) -> Self:
         try:
             self.connection = self._engine.connect()
-        except (SQLAlchemyError, pymysql.err.Error, OSError) as error:
+        except (*DATABASE_ERRORS, OSError) as error:
             raise translate(error) from error
         return self
 
@@ -74,10 +77,10 @@ class UnitOfWork:
         try:
             # Returning the connection to the pool rolls back whatever was not committed.
             self.connection.close()
-        except (SQLAlchemyError, pymysql.err.Error, OSError) as failed:
+        except (*DATABASE_ERRORS, OSError) as failed:
             if error is None:
                 raise translate(failed) from failed
-        if isinstance(error, SQLAlchemyError | pymysql.err.Error | OSError):
+        if isinstance(error, (*DATABASE_ERRORS, OSError)):
             raise translate_refusal(error) from error
 
 

@@ -195,7 +195,7 @@ class Worker:
                 soon=to_column(now + timedelta(seconds=self._backoff.delay_s(1)), self._zone),
             )
             for biz_type, events in plan.events.items():
-                self._registry.handler(biz_type).apply(work, events)
+                self._registry.apply(work, biz_type, events)
             self._mark(work, plan)
             work.commit()
         plan.update(self._parking)

@@ -395,6 +395,16 @@ def test_a_refusal_that_goes_on_without_the_row_is_the_databases_fault() -> None
         stage.turn()
 
 
+def test_a_defect_of_a_handler_costs_only_the_row_that_it_fails_on() -> None:
+    def apply(work: Any, events: Sequence[Any]) -> None:
+        if any(event.row.id == 3 for event in events):
+            raise ZeroDivisionError("a bug")
+
+    stage = Stage(rows(1, 2, 3, 4, key=b""), [record(i) for i in (1, 2, 3, 4)], handlers=registry(apply))
+    assert stage.turn() == {Outcome.CONSUMED: 3, Outcome.FAILED: 1}
+    assert stage.database.rows[3].last_error == "the handler of 'note' failed: ZeroDivisionError: a bug"
+
+
 def test_of_two_records_of_one_row_the_first_counts() -> None:
     stage = Stage(rows(1, 2), [record(1, 42), record(1, "fine"), record(2, "fine"), record(2, 42)])
     assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1, Outcome.DUPLICATE: 2}
