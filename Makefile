@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test check fmt help
+.PHONY: demo test check fmt docs help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -12,19 +12,27 @@ help: ## this list
 
 $(STAMP): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
-	  [ -d $(VENV) ] || uv venv -q $(VENV); \
+	  [ -x $(BIN)/python ] || uv venv -q --python '>=3.11' $(VENV) && \
 	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
 	else \
-	  [ -d $(VENV) ] || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv, then run make again" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 …" >&2; exit 1; }; \
+	  [ -x $(BIN)/pip ] || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
+	    { rm -rf $(VENV); echo "Python cannot make a venv: apt-get install python3-venv, then make again" >&2; exit 1; }; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
 	fi
 	@touch $@
 
-demo: $(STAMP) ## the main job end to end on a throwaway MySQL and Kafka (ARGS="--rows 50000")
-	$(BIN)/cdc-relay demo $(ARGS)
+demo: $(STAMP) ## the main job end to end on a throwaway MySQL and Kafka (ARGS="--rows 50000 --kafka real")
+	@$(BIN)/cdc-relay demo $(ARGS)
 
-test: $(STAMP) ## every test, on a real MySQL and a real Kafka that the tests start themselves
+test: $(STAMP) ## every test, on a real MySQL, MariaDB and Kafka that the tests start themselves (ARGS: only these)
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -q tests/unit
+	$(BIN)/python -m pytest tests --ignore=tests/unit
+endif
 
 check: $(STAMP) ## ruff, mypy --strict, import direction
 	$(BIN)/ruff check .
@@ -35,3 +43,6 @@ check: $(STAMP) ## ruff, mypy --strict, import direction
 fmt: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## write the generated parts of the documentation
+	$(BIN)/python docs/generate.py
