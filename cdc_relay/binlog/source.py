@@ -67,7 +67,7 @@ class BinlogSource:
         Raises DatabaseUnavailable, StaleSource or DatabaseError; the source is of no use after that.
         """
         for payload in self._splitter.feed(self._stream.receive()):
-            status = payload.data[payload.start]
+            status = payload.data[payload.start] if payload.end > payload.start else None
             if status == _OK:
                 try:
                     self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
@@ -78,6 +78,8 @@ class BinlogSource:
                 raise _error(payload)
             elif status == _EOF:
                 raise DatabaseUnavailable("the server ended the binlog stream")
+            else:
+                raise DatabaseUnavailable(f"the binlog stream is damaged: a packet begins with {status}")
         return self._assembler.take()
 
     def close(self) -> None:

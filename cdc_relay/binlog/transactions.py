@@ -184,18 +184,18 @@ class TransactionAssembler:
         self._open = None  # a server that crashed inside a transaction begins a new file without its end
         self._checksum_size = CHECKSUM_SIZE if parse_checksum_algorithm(event) == CHECKSUM_CRC32 else 0
         self.files_created[self._file] = event.timestamp
-        self._advance(event)
+        if event.end_position:  # otherwise it is sent again, at the start of a dump from the middle of the file
+            self._advance(event)
 
     def _advance(self, event: Event) -> None:
         low = event.end_position
-        if low == 0:
+        if low == 0 and (self._offset + event.end - event.start) & _LOW_32_BITS:
             return  # made up by the server while sending; not in the file
-        next_to_last = self._offset + event.end - event.start
-        if next_to_last & _LOW_32_BITS == low:
-            # The rule. Past 4 GiB in one file the header's 32 bits begin anew, the sum does not.
-            self._offset = next_to_last
-        elif low > self._offset & _LOW_32_BITS:
-            self._offset = self._offset & ~_LOW_32_BITS | low  # a heartbeat, or the server has left events out
+        # Past 4 GiB in one file the header's 32 bits begin anew, so they count from where we are. The end of the last
+        # event does not tell: the server may leave events out, and a heartbeat may name an earlier place.
+        ahead = (low - self._offset) & _LOW_32_BITS
+        if ahead < 1 << 31:
+            self._offset += ahead
 
     # --- inside --------------------------------------------------------------------------------------------------
 
