@@ -11,6 +11,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) what pyproject.toml names, once" >&2
 	@if command -v uv >/dev/null 2>&1; then \
 	  [ -x $(BIN)/python ] || uv venv -q --python '>=3.11' $(VENV) && \
 	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
