@@ -96,12 +96,11 @@ def test_bytes_that_complete_nothing_give_nothing() -> None:
 
 
 def test_ids_that_an_earlier_reader_learned_are_not_trusted() -> None:
-    binlog = Binlog()
     tables = OutboxTables(SCHEMA, TABLE, lambda: DESCRIBED)
-    read_all(source_of(Binlog(), sent(*binlog.start(), *binlog.transaction(outbox_row(1))), tables=tables))
-    again = Binlog(offset=binlog.offset)
-    frames = [*again.start(), again.query("BEGIN"), again.rows(outbox_row(2)), again.xid()]
-    batches = read_all(source_of(Binlog(offset=binlog.offset), sent(*frames), tables=tables))
+    binlog = Binlog(checksum=False)
+    assert len(read_all(source_of(Binlog(), sent(*binlog.transaction(outbox_row(1))), tables=tables))) == 1
+    frames = [binlog.query("BEGIN"), binlog.rows(outbox_row(2)), binlog.xid()]
+    batches = read_all(source_of(Binlog(), sent(*frames), tables=tables))
     assert [row for batch in batches for row in batch.rows] == []
 
 
