@@ -17,7 +17,7 @@ from cdc_relay.config import Settings
 from cdc_relay.errors import DatabaseUnavailable
 from cdc_relay.logs import get_logger
 from cdc_relay.outbox.backoff import Backoff, NextAttempt
-from cdc_relay.outbox.clock import utc_now
+from cdc_relay.outbox.clock import DatabaseClock, utc_now
 from cdc_relay.outbox.statements import OutboxStatements
 from consumer import topics
 from consumer.dead_letter import ACK_TIMEOUT_S, DeadLetterTopics
@@ -36,6 +36,8 @@ DEFAULT_PORT = 9465
 DATABASE_TIMEOUT_S = 10.0
 #: Seconds between two looks at the group and its lag.
 LOOK_EVERY_S = 1.0
+#: Seconds between two looks at the database's clock.
+SET_CLOCK_EVERY_S = 60.0
 
 log = get_logger(__name__)
 
@@ -58,6 +60,8 @@ class Service:
         self._registry = process_registry()
         self._metrics = ConsumerMetrics(self._registry)
         self._looked_at = 0.0
+        self._clock = DatabaseClock()
+        self._clock_set_at = 0.0
 
     def check(self) -> None:
         """Ask Kafka and MySQL whether all that is needed is there; make missing topics where that is allowed.
@@ -89,6 +93,7 @@ class Service:
             ),
         ):
             self.check()
+            self._set_clock()
             if not self.stop.is_set():
                 # In a thread of its own: librdkafka may wait for a broker longer than a signal may go unheard.
                 with ThreadPoolExecutor(1, "consumer") as pool:
@@ -140,6 +145,8 @@ class Service:
                 if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
                     self._looked_at = time.monotonic()
                     self._metrics.looked(source.partitions, source.lag())
+                if time.monotonic() - self._clock_set_at >= SET_CLOCK_EVERY_S:
+                    self._set_clock()
 
             yield Worker(
                 source=source,
@@ -149,11 +156,20 @@ class Service:
                 ride_out=ride_out_with(self.stop, self._metrics.outage),
                 backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
                 zone=settings.database.zone,
+                clock=self._clock,
                 on_turn=on_turn,
             )
 
     def _unit_of_work(self, now: datetime) -> UnitOfWork:
         return UnitOfWork(self._engine, self._outbox, self._settings.database.zone, now)
+
+    def _set_clock(self) -> None:
+        self._clock_set_at = time.monotonic()
+        try:
+            with self._unit_of_work(utc_now()) as work:
+                self._clock.set(work.outbox.database_now(work.connection))
+        except DatabaseUnavailable:
+            pass  # the clock as it was set last will do until the outage is over
 
     def _check_database(self) -> None:
         """Run every write for a row that there is not, and keep nothing."""

@@ -63,6 +63,7 @@ class Worker:
         ride_out: RideOut,
         backoff: Backoff,
         zone: tzinfo,
+        clock: Clock = utc_now,
         on_turn: Callable[[Counts, float, int], None] = lambda counts, seconds, parked_keys: None,
     ) -> None:
         """``bury`` returns once dead letters are acknowledged. ``on_turn`` is told after each turn of the loop what
@@ -74,6 +75,7 @@ class Worker:
         self._ride_out = ride_out
         self._backoff = backoff
         self._zone = zone
+        self._clock = clock
         self._on_turn = on_turn
         self._parking = Parking()
         self._parking_is_of = 0
@@ -82,7 +84,7 @@ class Worker:
         """Until ``stop`` is set. Raises RelayError for what waiting does not cure."""
         while not stop.is_set():
             try:
-                self.run_once()
+                self.run_once(self._clock)
             except RelayError as error:
                 if not (error.retriable and stop.is_set()):
                     raise
