@@ -42,8 +42,8 @@ log = get_logger(__name__)
 
 DEFAULT_ADMIN_PORT = 9464
 
-#: Between sessions that failed: from a fifth of a second up to ten.
-_SESSION_BACKOFF = Backoff(base_s=0.2, cap_s=10.0)
+#: Between sessions that failed: from a fifth of a second up to five, which is what the end of an outage may cost.
+_SESSION_BACKOFF = Backoff(base_s=0.2, cap_s=5.0)
 
 #: A session that lasted so long has made progress; its end begins the backoff anew.
 _LASTING_S = 30.0
@@ -106,6 +106,8 @@ class RelayService:
                     self._work(stop, distrust)
                 except RelayError as error:
                     if isinstance(error, StaleSource):
+                        if distrust is None:
+                            failures = 0  # the table helps at once; only the same again is a failure
                         distrust = error.reason
                     elif not error.retriable:
                         raise
@@ -277,6 +279,7 @@ class RelayService:
     def _retire(self) -> None:
         """End what must not outlive a session: the lock, and a producer that still holds records."""
         self._leadership.close()
+        self._session = None
         self._metrics.leader.set(0)
         self._role = "starting"
         publisher = self._publisher
