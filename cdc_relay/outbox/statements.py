@@ -40,8 +40,14 @@ _LOCKED_ROWS = (
 #: Rows in one such text; MariaDB cuts it at group_concat_max_len, which is 1 MB unless it is set.
 _LOCKED_AT_A_TIME = 1_000
 
+HELD_BACK = "held back: waits for an earlier row of the same message_key"
+"""How ``last_error`` begins on a row that the relay holds back behind an earlier one; cleared when it is sent."""
+
 PARKED = "parked: waits for an earlier row of the same message_key"
-"""How ``last_error`` begins on a row that is held back behind an earlier one."""
+"""How ``last_error`` begins on a row that the consumer put back behind an earlier one; kept until it is consumed."""
+
+
+_PARKED = "(LEFT(COALESCE(last_error, ''), 7) = 'parked:')"
 
 
 class WaitingRow(NamedTuple):
@@ -204,7 +210,7 @@ class OutboxStatements:
         """
         sql = (
             f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
-            "last_error = IF(status = 'pending' AND LEFT(COALESCE(last_error, ''), 7) <> 'parked:', "
+            f"last_error = IF(status = 'pending' AND NOT {_PARKED}, "
             f"{self._cleared(connection)}, last_error), "
             "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
             "status = IF(status = 'pending', 'published', status) "
@@ -234,9 +240,10 @@ class OutboxStatements:
         """
         sql = (
             f"UPDATE {self.table} SET last_error = :reason, updated_at = :now "
-            "WHERE id IN :ids AND status = 'pending' AND retry_count = 0 AND published_at IS NULL"
+            "WHERE id IN :ids AND status = 'pending' AND retry_count = 0 AND published_at IS NULL "
+            f"AND NOT {_PARKED}"
         )
-        values = {"ids": list(ids), "reason": f"{PARKED} (id {behind})", "now": now}
+        values = {"ids": list(ids), "reason": f"{HELD_BACK} (id {behind})", "now": now}
         return connection.execute(_with_ids(sql), values).rowcount
 
     def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:

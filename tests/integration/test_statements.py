@@ -21,7 +21,7 @@ from cdc_relay.outbox.backoff import NextAttempt
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.enqueue import enqueue
 from cdc_relay.outbox.row import OutboxRow
-from cdc_relay.outbox.statements import PARKED, OutboxStatements
+from cdc_relay.outbox.statements import HELD_BACK, PARKED, OutboxStatements
 from cdc_relay.outbox.status import TRANSITIONS, Status
 from cdc_relay.outbox.table import outbox_table
 
@@ -284,7 +284,7 @@ def test_parking_and_holding_back_note_the_row_ahead_and_count_nothing(outbox: O
     outbox.do(lambda c: outbox.statements.hold_back(c, [held], 42, NOW))
     assert (outbox.row(parked)["last_error"], outbox.row(held)["last_error"]) == (
         f"{PARKED} (id 41)",
-        f"{PARKED} (id 42)",
+        f"{HELD_BACK} (id 42)",
     )
     assert (outbox.row(parked)["retry_count"], outbox.row(held)["retry_count"]) == (0, 0)
     assert outbox.row(parked)["next_retry_at"] == LATER
