@@ -57,6 +57,12 @@ class Stack:
         """Another relay of the same table, not started."""
         return Program(name, ["-m", "cdc_relay", "run"], self.settings | settings)
 
+    def go_through(self, port: int) -> None:
+        """Let the application reach the database by another port, too."""
+        self.database_url = make_url(self.database_url).set(port=port).render_as_string(hide_password=False)
+        self.engine.dispose()
+        self.engine = create_engine(self.database_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+
     def make_topic(self, **config: str) -> None:
         """With room for messages of a megabyte and more."""
         config = {"max.message.bytes": "8000000"} | {name.replace("_", "."): value for name, value in config.items()}
@@ -70,7 +76,7 @@ class Stack:
         for program in (self.relay, self.consumer):
             program.wait_until_ready()
 
-    def write(self, rows: int | None = None, *, url: str | None = None, **plan: Any) -> Writers:
+    def write(self, rows: int | None = None, **plan: Any) -> Writers:
         """Writers of conversations of their own, started; ``rows``: until stopped when None."""
         self._seed += 1
         made = Plan(self.topic, rows, seed=plan.pop("seed", self._seed), **plan)
@@ -78,7 +84,7 @@ class Stack:
             connection.exec_driver_sql(
                 "INSERT INTO agent_chats (user_id, chat_id, message_count) VALUES (%s, %s, 0)", made.chats
             )
-        writers = Writers(url or self.database_url, self.ledger, made).start()
+        writers = Writers(self.database_url, self.ledger, made).start()
         self._writers.append(writers)
         return writers
 
