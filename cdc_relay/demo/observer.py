@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 from confluent_kafka import KafkaError as ErrorCode
-from confluent_kafka.admin import AdminClient
 
 from cdc_relay.errors import KafkaError
 from cdc_relay.outbox.envelope import MalformedEnvelope, decode
@@ -25,13 +23,6 @@ class Seen(NamedTuple):
     key: str
     arrived_at: float
     """Seconds since 1970."""
-
-
-def make_topics(bootstrap_servers: str, topics: Sequence[str]) -> None:
-    """Ask after them, which makes them: the mock broker knows no other way. Raises KafkaError."""
-    client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
-    for topic in topics:
-        _ask_for(topic, client)
 
 
 class Observer:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, text
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.demo import programs
 from cdc_relay.demo.application import TOPIC, Application, Pace
-from cdc_relay.demo.observer import Observer, make_topics
+from cdc_relay.demo.observer import Observer
 from cdc_relay.demo.programs import Program
 from cdc_relay.demo.show import Display, say, show_verdict
 from cdc_relay.demo.verdict import Verdict, judge, percentiles_ms, read_ledger
@@ -96,7 +96,6 @@ def play(choices: Choices, console: Console) -> Outcome:
             "PYTHONPATH": os.pathsep.join(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path),
         }
         create_missing(DatabaseSettings(url=servers.mysql.url))
-        make_topics(servers.kafka.bootstrap_servers, (TOPIC, f"{TOPIC}.dlq"))
         # The mock broker always makes a reader wait as long as it may, so it may not.
         patience_ms = 500 if real else 1
         relay = stack.enter_context(programs.relay(settings, folder / "relay.json"))

@@ -109,10 +109,6 @@ def test_a_consumer_that_does_nothing_is_no_success(quiet: Console, monkeypatch:
     def elsewhere(settings: dict[str, str], _: str) -> programs.Program:
         return programs.Program("cdc-consumer", ["consumer.cli", "run", "--topics=another"], settings)
 
-    make_topics = demo_round.make_topics
-    monkeypatch.setattr(
-        demo_round, "make_topics", lambda servers, topics: make_topics(servers, (*topics, "another", "another.dlq"))
-    )
     monkeypatch.setattr(programs, "consumer", elsewhere)
     monkeypatch.setattr(demo_round, "_STALLED_S", 3.0)
     outcome = play(choices(), quiet)

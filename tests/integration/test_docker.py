@@ -20,7 +20,6 @@ import yaml
 from sqlalchemy import create_engine, make_url, text
 
 from cdc_relay.config import load
-from cdc_relay.demo.observer import make_topics
 from cdc_relay.embedded.kafka import MockKafka
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.preflight.check import Level
@@ -254,7 +253,6 @@ def test_the_relays_account_and_mysqls_settings_suffice(configured: MysqlServer)
 
 def test_the_consumers_account_suffices(configured: MysqlServer) -> None:
     with MockKafka() as kafka:
-        make_topics(kafka.bootstrap_servers, ("chat-history", "chat-history.dlq"))  # the mock knows no CreateTopics
         checked = subprocess.run(
             [sys.executable, "-m", "consumer.cli", "check", "--topics", "chat-history"],
             env={

@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from cdc_relay.config import load
-from cdc_relay.demo.observer import make_topics
 from cdc_relay.embedded.kafka import MockKafka
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.preflight.check import Level
@@ -51,7 +50,6 @@ def test_what_the_readme_grants_the_relay_is_enough(server: MysqlServer) -> None
 
 def test_what_the_readme_grants_the_consumer_is_enough(server: MysqlServer) -> None:
     with MockKafka() as kafka:
-        make_topics(kafka.bootstrap_servers, ("chat-history", "chat-history.dlq"))
         checked = subprocess.run(
             [sys.executable, "-m", "consumer.cli", "check", "--topics", "chat-history"],
             env={
