@@ -21,6 +21,15 @@ from cdc_relay.errors import CheckpointError
 
 _VERSION = 1
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "server": str,
+    "position": str,
+    "file_created_at": int,
+    "committed_at": (int, float),
+    "written_at": (int, float),
+    "parked": bool,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -121,7 +130,8 @@ class Checkpointer:
 
         Moved or not: the file's age shows that the relay lives. Raises CheckpointError, and what ``guard`` raises.
         """
-        if not force and checkpoint.written_at < self._due_at:
+        # Not due, unless the clock was set back: then the file would grow old for as long.
+        if not force and self._due_at - self._interval_s <= checkpoint.written_at < self._due_at:
             return False
         # The next try is an interval away also when this one fails.
         self._due_at = checkpoint.written_at + self._interval_s
@@ -145,6 +155,9 @@ def _decode(raw: bytes, path: Path) -> Checkpoint:
             raise ValueError("its checksum does not fit")
         if content.pop("version") != _VERSION:
             raise ValueError("it was written by another version")
+        for name, kind in _TYPES.items():
+            if not isinstance(content[name], kind):
+                raise ValueError(f"{name} is {content[name]!r}")
         return Checkpoint(**content | {"position": BinlogPosition.parse(content["position"])})
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the checkpoint {path} cannot be trusted: {error}") from error
