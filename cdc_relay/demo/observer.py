@@ -36,6 +36,7 @@ class Observer:
                 "group.id": "cdc-relay-demo-observer",
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
+                "allow.auto.create.topics": True,
                 "fetch.wait.max.ms": wait_ms,
                 "client.id": "cdc-relay-demo-observer",
                 "log_level": 0,
