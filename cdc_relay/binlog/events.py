@@ -71,6 +71,16 @@ assert HEADER_SIZE == 19
 #: What reading an event raises whose bytes are not what they should be.
 DAMAGED = (ValueError, IndexError, struct.error)
 
+#: A packet with an event in it, as a replica gets it: length u24 and sequence number u8 as one u32, status u8 (0), then
+#: the event's header, of which timestamp, server id and flags are stepped over ("Protocol::Packet", "COM_BINLOG_DUMP").
+FRAME = Struct("<IB4xB4xIIxx")
+FRAME_SIZE = FRAME.size
+assert FRAME_SIZE == 4 + 1 + HEADER_SIZE
+
+#: TABLE_MAP and row events begin with the table id (6 bytes) and flags (2 bytes).
+TABLE_ID_SIZE = 6
+ROWS_FIXED_SIZE = 8
+
 CHECKSUM_SIZE = 4
 CHECKSUM_NONE = 0
 CHECKSUM_CRC32 = 1
@@ -81,6 +91,8 @@ FORMAT_ALGORITHM_FROM_END = 5
 
 #: QUERY: thread id u32, execution time u32, schema length u8, error code u16, length of the status variables u16.
 _QUERY_FIXED = Struct("<IIBHH")
+#: What changes from one BEGIN to the next: the thread and its time.
+QUERY_VARYING_SIZE = 8
 
 #: GTID: flags u8, source id 16 bytes, number u64, type u8, last committed u64, sequence number u64, then seven bytes
 #: with the microseconds since 1970 at which this server committed (the highest bit says that eight more follow).
@@ -169,6 +181,11 @@ def is_mariadb_standalone(event: Event) -> bool:
 def is_mariadb_prepared_xa(event: Event) -> bool:
     """Whether a MARIADB_GTID begins an XA transaction up to its XA PREPARE."""
     return bool(event.data[event.body + _MARIADB_GTID_FLAGS] & _MARIADB_PREPARED_XA)
+
+
+def is_plain_mariadb_transaction(data: bytes, body: int) -> bool:
+    """Whether the MARIADB_GTID whose body is at ``body`` begins a transaction that is not XA."""
+    return not data[body + _MARIADB_GTID_FLAGS] & (_MARIADB_STANDALONE | _MARIADB_PREPARED_XA)
 
 
 class Xid(NamedTuple):

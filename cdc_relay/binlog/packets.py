@@ -21,7 +21,7 @@ class Payload(NamedTuple):
 
 
 class PacketSplitter:
-    """Feed it what the socket gives, take the payloads that are whole.
+    """Add what the socket gives, take the payloads that are whole.
 
     Payloads lie in the received buffer itself; only what crosses two buffers is copied, and a large one only once.
     """
@@ -32,34 +32,58 @@ class PacketSplitter:
         self._need = _HEADER_SIZE
         self._long: list[bytes] = []  # the pieces so far of a payload of 16 MiB and more
 
-    def feed(self, received: bytes) -> Iterator[Payload]:
-        """The payloads that ``received`` completes, in order."""
+    def add(self, received: bytes) -> bytes:
+        """What is there, from the beginning of a packet on; nothing as long as that packet cannot be whole."""
         self._parts.append(received)
         self._have += len(received)
         if self._have < self._need:
-            return
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            return b""
+        return received if len(self._parts) == 1 else b"".join(self._parts)
+
+    def take(self, data: bytes, at: int) -> tuple[Payload | None, int]:
+        """The payload of the packet at ``at`` of what ``add`` gave, and where the next packet begins.
+
+        No payload and ``at`` itself when the packet is not whole; no payload when it goes on in the next packet.
+        """
+        start = at + _HEADER_SIZE
+        if start > len(data):
+            self._need = _HEADER_SIZE
+            return None, at
+        length = data[at] | data[at + 1] << 8 | data[at + 2] << 16
+        end = start + length
+        if end > len(data):
+            self._need = end - at
+            return None, at
+        if length < _FULL and not self._long:
+            return Payload(data, start, end), end
+        self._long.append(data[start:end])
+        if length == _FULL:
+            return None, end
+        whole = b"".join(self._long)
+        self._long = []
+        return Payload(whole, 0, len(whole)), end
+
+    def keep(self, data: bytes, at: int) -> None:
+        """Everything before ``at`` was taken."""
+        if data:
+            rest = data[at:]
+            self._parts = [rest] if rest else []
+            self._have = len(rest)
+
+    def feed(self, received: bytes) -> Iterator[Payload]:
+        """The payloads that ``received`` completes, in order."""
+        data = self.add(received)
         at = 0
-        size = len(data)
-        while True:
-            start = at + _HEADER_SIZE
-            if start > size:
-                self._need = _HEADER_SIZE
-                break
-            length = data[at] | data[at + 1] << 8 | data[at + 2] << 16
-            end = start + length
-            if end > size:
-                self._need = end - at
+        while data:
+            payload, end = self.take(data, at)
+            if end == at:
                 break
             at = end
-            if length == _FULL or self._long:
-                self._long.append(data[start:end])
-                if length < _FULL:
-                    whole = b"".join(self._long)
-                    self._long = []
-                    yield Payload(whole, 0, len(whole))
-            else:
-                yield Payload(data, start, end)
-        rest = data[at:]
-        self._parts = [rest] if rest else []
-        self._have = len(rest)
+            if payload is not None:
+                yield payload
+        self.keep(data, at)
+
+    @property
+    def inside_long(self) -> bool:
+        """Whether the next packet goes on with a payload of 16 MiB and more."""
+        return bool(self._long)

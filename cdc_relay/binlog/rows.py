@@ -17,6 +17,7 @@ from datetime import datetime
 
 from cdc_relay.binlog.table_map import ColumnType as T
 from cdc_relay.binlog.table_map import MappedColumn, TableMap
+from cdc_relay.outbox import datetime2
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.table import DEFAULT_MAX_RETRY
 
@@ -46,6 +47,8 @@ class RowDecoder:
     """Whether every column that delivery needs is decoded. If not, only ``id`` is valid in the rows."""
     source: str
     """The generated Python, for whoever wants to see it."""
+    columns: tuple[tuple[str, MappedColumn, str | None], ...] = ()
+    """The columns present: name, as the TABLE_MAP has it, character set."""
 
 
 _INTEGERS = {T.TINY: 1, T.SHORT: 2, T.INT24: 3, T.LONG: 4, T.LONGLONG: 8}
@@ -185,7 +188,7 @@ def make_decoder(
     }
     exec(compile(source, f"<decoder of {table.schema}.{table.table}>", "exec"), namespace)
     decode: DecodeRows = namespace["decode"]  # type: ignore[assignment]
-    return RowDecoder(decode, complete=read == _FALLBACKS.keys(), source=source)
+    return RowDecoder(decode, complete=read == _FALLBACKS.keys(), source=source, columns=tuple(columns))
 
 
 def _read(name: str, column: MappedColumn, charset: str | None) -> list[str] | None:
@@ -213,31 +216,43 @@ def _read(name: str, column: MappedColumn, charset: str | None) -> list[str] | N
 
 
 def _skip(column: MappedColumn) -> list[str]:
+    size, sized = layout(column)
+    return [*_size(column), "at += size"] if sized else [f"at += {size}"]
+
+
+def layout(column: MappedColumn) -> tuple[int, bool]:
+    """``(bytes, False)`` of the column's value, or ``(bytes, True)`` of the length that stands before it."""
     kind = column.type
     if kind in _FIXED:
-        return [f"at += {_FIXED[kind]}"]  # type: ignore[index]
-    if kind in _SELF_SIZED or kind in _VARIABLE:
-        return [*_size(column), "at += size"]
+        return _FIXED[kind], False  # type: ignore[index]
+    if kind in _SELF_SIZED:
+        return column.metadata, True
+    if kind in _VARIABLE:
+        return 2 if column.metadata > 255 else 1, True
     if kind in (T.TIMESTAMP2, T.DATETIME2, T.TIME2):
         whole = {T.TIMESTAMP2: 4, T.DATETIME2: 5, T.TIME2: 3}[T(kind)]
-        return [f"at += {whole + (column.metadata + 1) // 2}"]
+        return whole + (column.metadata + 1) // 2, False
     if kind == T.BIT:
-        return [f"at += {(column.metadata >> 8) + ((column.metadata & 0xFF) + 7) // 8}"]
+        return (column.metadata >> 8) + ((column.metadata & 0xFF) + 7) // 8, False
     if kind in (T.ENUM, T.SET):
-        return [f"at += {column.metadata}"]
+        return column.metadata, False
     if kind == T.NEWDECIMAL:
         precision, scale = column.metadata & 0xFF, column.metadata >> 8
-        size = sum(digits // 9 * 4 + _DECIMAL_DIGIT_BYTES[digits % 9] for digits in (precision - scale, scale))
-        return [f"at += {size}"]
+        digits = (precision - scale, scale)
+        return sum(some // 9 * 4 + _DECIMAL_DIGIT_BYTES[some % 9] for some in digits), False
     raise RowsUndecodable(f"a column has the type {kind}, whose size is not known")
 
 
 def _size(column: MappedColumn) -> list[str]:
-    wide = 2 if column.metadata > 255 else 1
-    size_bytes = column.metadata if column.type in _SELF_SIZED else wide
+    size_bytes, _ = layout(column)
     if size_bytes == 1:
         return ["size = data[at]", "at += 1"]
     return [f"size = from_bytes(data[at:at + {size_bytes}], 'little')", f"at += {size_bytes}"]
+
+
+def is_utf8(charset: str | None) -> bool:
+    """Whether the bytes of a column of this character set are UTF-8 already."""
+    return charset in _UTF8
 
 
 def _codec(charset: str | None) -> str | None:
@@ -291,12 +306,4 @@ def unpack_datetime2(raw: bytes) -> datetime | None:
     """
     if len(raw) < 5:
         raise RowsUndecodable(f"a DATETIME has {len(raw)} bytes instead of 5 to 8")
-    packed = int.from_bytes(raw[:5], "big") - 0x8000000000
-    fraction_bytes = len(raw) - 5
-    microsecond = int.from_bytes(raw[5:], "big") * (1, 10_000, 100, 1)[fraction_bytes]
-    date, time = packed >> 17, packed & 0x1FFFF
-    year_month, day = date >> 5, date & 31
-    try:
-        return datetime(year_month // 13, year_month % 13, day, time >> 12, time >> 6 & 63, time & 63, microsecond)
-    except ValueError:
-        return None
+    return datetime2.unpack(raw)

@@ -8,6 +8,7 @@ from typing import Protocol
 from cdc_relay.binlog.events import DAMAGED, parse_event
 from cdc_relay.binlog.packets import PacketSplitter, Payload
 from cdc_relay.binlog.position import BinlogPosition
+from cdc_relay.binlog.quick import QuickLoop
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionAssembler, TransactionBatch
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
@@ -53,6 +54,7 @@ class BinlogSource:
         self._splitter = PacketSplitter()
         tables.forget_ids()
         self._assembler = TransactionAssembler(start, tables, on_unsupported)
+        self._quick = QuickLoop(self._assembler, tables)
         self._start = start
         self._expected_created_at = file_created_at
 
@@ -66,25 +68,42 @@ class BinlogSource:
 
         Raises DatabaseUnavailable, StaleSource or DatabaseError; the source is of no use after that.
         """
-        for payload in self._splitter.feed(self._stream.receive()):
-            status = payload.data[payload.start] if payload.end > payload.start else None
-            if status == _OK:
-                try:
-                    self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
-                except DAMAGED as error:
-                    raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
-                self._check_file()
-            elif status == _ERR:
-                raise _error(payload)
-            elif status == _EOF:
-                raise DatabaseUnavailable("the server ended the binlog stream")
-            else:
-                raise DatabaseUnavailable(f"the binlog stream is damaged: a packet begins with {status}")
+        try:
+            self._take_all(self._stream.receive())
+        except DAMAGED as error:
+            raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
         return self._assembler.take()
 
     def close(self) -> None:
         """Give the connection up; wakes a ``read`` of another thread."""
         self._stream.close()
+
+    def _take_all(self, received: bytes) -> None:
+        splitter, quick = self._splitter, self._quick
+        data = splitter.add(received)
+        at = 0
+        while data:
+            if not splitter.inside_long:
+                at = quick.run(data, at)
+            payload, end = splitter.take(data, at)
+            if end == at:
+                break
+            at = end
+            if payload is not None:
+                self._take(payload)
+        splitter.keep(data, at)
+
+    def _take(self, payload: Payload) -> None:
+        status = payload.data[payload.start] if payload.end > payload.start else None
+        if status == _OK:
+            self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
+            self._check_file()
+        elif status == _ERR:
+            raise _error(payload)
+        elif status == _EOF:
+            raise DatabaseUnavailable("the server ended the binlog stream")
+        else:
+            raise DatabaseUnavailable(f"the binlog stream is damaged: a packet begins with {status}")
 
     def _check_file(self) -> None:
         expected, found = self._expected_created_at, self._assembler.files_created.get(self._start.file)

@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cdc_relay.binlog.events import Event, EventType
+from cdc_relay.binlog.events import ROWS_FIXED_SIZE, TABLE_ID_SIZE, Event, EventType
 from cdc_relay.binlog.packed import packed
 from cdc_relay.binlog.payload import mariadb_inflate
 from cdc_relay.binlog.rows import DescribedColumn, RowDecoder, RowsUndecodable, described_matches, make_decoder
+from cdc_relay.binlog.speculation import speculate
 from cdc_relay.binlog.table_map import TableMap, parse_table_map, table_name
 from cdc_relay.outbox.row import OutboxRow
 
 DescribeTable = Callable[[], list[DescribedColumn]]
 """The outbox table's columns by ordinal as INFORMATION_SCHEMA has them now."""
 
-#: TABLE_MAP and row events begin with the table id (6 bytes) and flags (2 bytes).
-_ROWS_FIXED = 8
-_TABLE_ID = 6
+
+#: TABLE_MAPs of other tables that are remembered, so that their names need not be read again.
+_FOREIGN_MAPS = 4096
 
 _WITH_EXTRA_DATA = frozenset(
     {
@@ -32,8 +33,18 @@ _WITH_EXTRA_DATA = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class QuickRows:
+    """How the quick loop reads a WRITE_ROWS event."""
+
+    head: bytes
+    """What must follow table id and flags: extra data, number of columns, bitmap of the columns present."""
+    decode_into: Callable[[bytes, int, int, list[OutboxRow]], None]
+    """``(data, start, end, rows)``; raises ValueError or IndexError, and then ``rows`` may have grown."""
+
+
 @dataclass(slots=True)
-class _Shape:
+class Shape:
     """What is known of the outbox table as one TABLE_MAP shows it."""
 
     table: TableMap
@@ -41,6 +52,14 @@ class _Shape:
     charsets: tuple[str | None, ...]
     decoders: dict[bytes, RowDecoder] = field(default_factory=dict)
     """By the bitmap of the columns present."""
+    quick: QuickRows | None = None
+    """For row events that begin as the last one did."""
+
+    def remember(self, head: bytes, decoder: RowDecoder) -> None:
+        """The quick loop may read the next event that begins so."""
+        if self.quick is None or self.quick.head != head:
+            quick = speculate(decoder)
+            self.quick = QuickRows(head, quick.decode_into) if quick else None
 
 
 class OutboxTables:
@@ -49,16 +68,20 @@ class OutboxTables:
     def __init__(self, schema: str, table: str, describe: DescribeTable) -> None:
         self._wanted = (schema.encode(), table.encode())
         self._describe = describe
-        self._by_id: dict[bytes, _Shape | None] = {}
-        self._by_map: dict[bytes, _Shape | None] = {}
+        self.by_id: dict[bytes, Shape | None] = {}
+        """The outbox table's ids; None where its TABLE_MAP was not understood. Other tables' are not in it."""
+        self.by_map: dict[bytes, Shape | None] = {}
+        """The outbox table's TABLE_MAPs seen, by their bytes after table id and flags."""
+        self.foreign_maps: set[bytes] = set()
+        """TABLE_MAPs of other tables that were seen, likewise."""
 
     def forget_ids(self) -> None:
         """A new binlog file: ids may mean other tables from here on."""
-        self._by_id.clear()
+        self.by_id.clear()
 
     def forget_names(self) -> None:
         """The table was altered: what INFORMATION_SCHEMA said of it holds no longer."""
-        self._by_map.clear()
+        self.by_map.clear()
 
     def is_mentioned(self, statement: bytes) -> bool:
         """Whether a statement's text has the table's name in it; no parser, so it may also be a mere word."""
@@ -66,20 +89,23 @@ class OutboxTables:
 
     def is_outbox(self, event: Event) -> bool:
         """Whether a row event is of the outbox table."""
-        return event.data[event.body : event.body + _TABLE_ID] in self._by_id
+        return event.data[event.body : event.body + TABLE_ID_SIZE] in self.by_id
 
     def map_table(self, event: Event, checksum_size: int) -> str | None:
         """Take a TABLE_MAP. The result names what could not be understood, if it is the outbox table's."""
-        table_id = event.data[event.body : event.body + _TABLE_ID]
-        body = event.data[event.body + _ROWS_FIXED : event.end - checksum_size]
-        if body in self._by_map:
-            shape = self._by_map[body]
+        table_id = event.data[event.body : event.body + TABLE_ID_SIZE]
+        body = event.data[event.body + ROWS_FIXED_SIZE : event.end - checksum_size]
+        if body in self.by_map:
+            shape = self.by_map[body]
         elif table_name(body) != self._wanted:
-            self._by_id.pop(table_id, None)
+            self.by_id.pop(table_id, None)
+            if len(self.foreign_maps) >= _FOREIGN_MAPS:
+                self.foreign_maps.clear()
+            self.foreign_maps.add(body)
             return None
         else:
-            shape = self._by_map[body] = self._learn(body)
-        self._by_id[table_id] = shape
+            shape = self.by_map[body] = self._learn(body)
+        self.by_id[table_id] = shape
         return None if shape else "table_map"
 
     def decoder(
@@ -90,15 +116,15 @@ class OutboxTables:
         The call raises ValueError or IndexError for rows that cannot be decoded.
         """
         data, at = event.data, event.body
-        table_id = data[at : at + _TABLE_ID]
-        if table_id not in self._by_id:
+        table_id = data[at : at + TABLE_ID_SIZE]
+        if table_id not in self.by_id:
             return None
-        shape = self._by_id[table_id]
+        shape = self.by_id[table_id]
 
         def decode() -> tuple[list[OutboxRow], bool]:
             if shape is None:
                 raise RowsUndecodable("its TABLE_MAP was not understood")
-            start = at + _ROWS_FIXED
+            start = at + ROWS_FIXED_SIZE
             if event.type in _WITH_EXTRA_DATA:
                 start += int.from_bytes(data[start : start + 2], "little")
             width, start = packed(data, start)
@@ -108,6 +134,8 @@ class OutboxTables:
             if known is None:
                 known = make_decoder(shape.table, shape.names, shape.charsets, present)
                 shape.decoders[present] = known
+            if not compressed:
+                shape.remember(data[at + ROWS_FIXED_SIZE : present_end], known)
             end = event.end - checksum_size
             if compressed:
                 inflated = mariadb_inflate(data[present_end:end])
@@ -116,18 +144,18 @@ class OutboxTables:
 
         return decode
 
-    def _learn(self, body: bytes) -> _Shape | None:
+    def _learn(self, body: bytes) -> Shape | None:
         try:
             table = parse_table_map(body)
         except (ValueError, IndexError):
             return None
         charsets = tuple(column.charset for column in table.columns)
         if table.names is not None and any(charsets):
-            return _Shape(table, table.names, charsets)
+            return Shape(table, table.names, charsets)
         # binlog_row_metadata=MINIMAL: names, and on some servers character sets, must come from the server.
         described = self._describe()
         if not described_matches(table, described):
             return None
         names = table.names or tuple(column.name for column in described)
         known = tuple(mapped or column.charset for mapped, column in zip(charsets, described, strict=True))
-        return _Shape(table, names, known)
+        return Shape(table, names, known)

@@ -102,7 +102,7 @@ class TransactionBatch:
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenTransaction:
     """The transaction that is being read."""
 
     begun: bool = False
@@ -115,6 +115,11 @@ class _Open:
     forgotten: bool = False
     """Not all rows of the XA transaction are remembered or could be read; its XA COMMIT sends to the table for them."""
 
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether nothing is special about it so far."""
+        return not (self.doubtful or self.is_xa or self.forgotten)
+
 
 class TransactionAssembler:
     """Feed it events, take batches. One reader has one assembler; a new reader begins with a new one."""
@@ -125,7 +130,7 @@ class TransactionAssembler:
         self._file = start.file
         self._offset = start.offset
         self._checksum_size = 0
-        self._open: _Open | None = None
+        self._open: OpenTransaction | None = None
         self._prepared: dict[Xid, list[int]] = {}
         self._prepared_rows = 0
         self._done: list[TransactionBatch] = []
@@ -166,6 +171,41 @@ class TransactionAssembler:
         if self._open is None and not self._done_at_offset():
             # Whatever stands outside a transaction ends at a place to resume from: DDL, heartbeats, markers.
             self._finish([], size=0, doubtful=False, committed_at=0.0)
+
+    # --- ordinary transactions, read by the quick loop (quick.py) -----------------------------------------------
+
+    @property
+    def checksum_size(self) -> int:
+        """Bytes at the end of each event that are its checksum."""
+        return self._checksum_size
+
+    @property
+    def offset(self) -> int:
+        """The end of the last event fed, in its file."""
+        return self._offset
+
+    @property
+    def commit_time(self) -> float | None:
+        """When the open transaction committed, as its GTID says; None when it does not."""
+        return self._commit_time
+
+    def lend(self) -> tuple[bool, OpenTransaction | None]:
+        """``(whether the quick loop may go on from here, the open transaction)``."""
+        ordinary = not self._unreadable and (self._open is None or self._open.is_ordinary)
+        return ordinary, self._open
+
+    def take_finished(self, rows: list[OutboxRow], size: int, offset: int, committed_at: float) -> None:
+        """Ordinary transactions that ended, the last one at ``offset``; the open one was among them."""
+        self._open = None
+        self._commit_time = None
+        self._offset = offset
+        self._finish(rows, size, False, committed_at)
+
+    def take_open(self, opened: OpenTransaction, offset: int, commit_time: float | None) -> None:
+        """An ordinary transaction that goes on; the last of its events that was read ends at ``offset``."""
+        self._open = opened
+        self._offset = offset
+        self._commit_time = commit_time
 
     # --- the frame of the stream -------------------------------------------------------------------------------
 
@@ -244,15 +284,15 @@ class TransactionAssembler:
         elif kind not in _NOTHING_FOR_US:
             self._unsupported(type_name(kind))
 
-    def _transaction(self) -> _Open:
+    def _transaction(self) -> OpenTransaction:
         if self._open is None:
-            self._open = _Open()
+            self._open = OpenTransaction()
         return self._open
 
-    def _new_transaction(self) -> _Open:
+    def _new_transaction(self) -> OpenTransaction:
         if self._open is not None and self._open.begun:
             self._unsupported("unfinished_transaction")  # its end was not recognized, so the table must tell
-        self._open = _Open()
+        self._open = OpenTransaction()
         return self._open
 
     def _write_rows(self, event: Event, checksum_size: int) -> None:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
+from cdc_relay.outbox import datetime2
 from cdc_relay.outbox.status import Status
+
+
+class Due(NamedTuple):
+    """The latest wall time that counts as due (``clock.due_bound``), also as the binlog packs it."""
+
+    wall: datetime
+    packed: dict[int, bytes]
+    """By the number of bytes that a column's times have."""
+
+    @classmethod
+    def at(cls, wall: datetime) -> Due:
+        sizes = range(datetime2.WHOLE_BYTES, datetime2.LONGEST_BYTES + 1)
+        return cls(wall, {size: datetime2.pack(wall, size) for size in sizes})
 
 
 class OutboxRow(NamedTuple):
@@ -40,6 +54,54 @@ class OutboxRow(NamedTuple):
     def is_fresh(self) -> bool:
         """Pending and never tried: the tailer's row, if it is not scheduled for later."""
         return self.status == Status.PENDING and self.retry_count == 0 and not self.held
+
+    def is_plain(self, due: Due) -> bool:
+        """Fresh, and due whatever clock the application has: nearly every row is. False may mean that as well."""
+        return self.is_fresh and (self.next_retry_at is None or self.next_retry_at <= due.wall)
+
+
+class BinlogRow(OutboxRow):
+    """A row whose times are still packed as DATETIME2: most are compared or printed so, and never unpacked."""
+
+    __slots__ = ()
+
+    @property
+    def next_retry_at(self) -> datetime | None:
+        """See OutboxRow."""
+        raw: bytes | None = self[8]  # type: ignore[assignment]
+        return None if raw is None else datetime2.unpack(raw)
+
+    @property
+    def created_at(self) -> datetime | None:
+        """See OutboxRow."""
+        raw = self.packed_created_at
+        return None if raw is None else datetime2.unpack(raw)
+
+    @property
+    def packed_created_at(self) -> bytes | None:
+        """``created_at`` as DATETIME2."""
+        return self[9]  # type: ignore[return-value]
+
+    def is_plain(self, due: Due) -> bool:
+        """See OutboxRow."""
+        at: bytes | None = self[8]  # type: ignore[assignment]
+        return self[6] == 0 and self[5] == "pending" and (at is None or at <= due.packed[len(at)])
+
+    @property
+    def unpacked(self) -> OutboxRow:
+        """The same row with its times unpacked."""
+        return OutboxRow(*self[:8], self.next_retry_at, self.created_at, self.held)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, BinlogRow):
+            other = other.unpacked
+        return tuple.__eq__(self.unpacked, other) if isinstance(other, tuple) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.unpacked)
 
 
 class LockedRow(NamedTuple):

@@ -1,0 +1,196 @@
+"""The quick loop: ordinary transactions, many at a time, straight from the received bytes.
+
+Nearly everything in a binlog is one of a few events that mean the same every time: a GTID, BEGIN, a TABLE_MAP that was
+seen before, rows, XID. This loop reads those and nothing else. Whatever is in any way unusual it leaves where it lies:
+the assembler (``transactions.py``), which alone knows what events mean, is fed it, and the loop goes on behind it. So
+the loop must only be *certain* of what it takes, never complete, and the state of reading is the assembler's: the loop
+borrows the open transaction and gives it back.
+
+It is one long function on purpose: a call for each event would cost more than the work. Names of the bytes it reads:
+``events.py``.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from cdc_relay.binlog.events import (
+    FRAME,
+    FRAME_SIZE,
+    HEADER,
+    HEADER_SIZE,
+    QUERY_VARYING_SIZE,
+    ROWS_FIXED_SIZE,
+    TABLE_ID_SIZE,
+    EventType,
+    is_plain_mariadb_transaction,
+    parse_commit_time,
+    parse_event,
+    parse_query,
+)
+from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.binlog.transactions import PIECE_BYTES, OpenTransaction, TransactionAssembler
+
+# As plain integers: comparing with an IntEnum costs more than reading the event.
+_TABLE_MAP, _XID, _QUERY = int(EventType.TABLE_MAP), int(EventType.XID), int(EventType.QUERY)
+_MARIADB_GTID = int(EventType.MARIADB_GTID)
+_WRITES = frozenset(map(int, (EventType.WRITE_ROWS, EventType.WRITE_ROWS_V1)))
+_GTIDS = frozenset(map(int, (EventType.GTID, EventType.ANONYMOUS_GTID)))
+_CHANGES = frozenset(
+    map(
+        int,
+        (
+            EventType.UPDATE_ROWS,
+            EventType.DELETE_ROWS,
+            EventType.UPDATE_ROWS_V1,
+            EventType.DELETE_ROWS_V1,
+            EventType.PARTIAL_UPDATE_ROWS,
+        ),
+    )
+)
+#: Texts beside the rows, for people.
+_ANNOTATIONS = frozenset(map(int, (EventType.ROWS_QUERY, EventType.MARIADB_ANNOTATE_ROWS)))
+
+#: Where an event's body begins, and what follows the fixed part of a row event's, counted from its packet.
+_BODY = FRAME_SIZE
+_TABLE_ID_END = FRAME_SIZE + TABLE_ID_SIZE
+_AFTER_FIXED = FRAME_SIZE + ROWS_FIXED_SIZE
+_HEADER_AT = FRAME_SIZE - HEADER_SIZE
+
+_KNOWN_BEGINS = 1024
+
+
+class QuickLoop:
+    """Reads for one assembler."""
+
+    def __init__(self, assembler: TransactionAssembler, tables: OutboxTables) -> None:
+        self._assembler = assembler
+        self._tables = tables
+        self._begins: set[bytes] = set()
+
+    def run(self, data: bytes, at: int) -> int:
+        """Read whole packets from ``at`` on; where the first one begins that is not whole or not ordinary."""
+        assembler = self._assembler
+        ordinary, opened = assembler.lend()
+        if not ordinary:
+            return at
+        unpack, crc32, from_bytes = FRAME.unpack_from, zlib.crc32, int.from_bytes
+        by_id, by_map, foreign_maps = self._tables.by_id, self._tables.by_map, self._tables.foreign_maps
+        begins = self._begins
+        checksum = assembler.checksum_size
+        view = memoryview(data)
+        total = len(data)
+        last = total - FRAME_SIZE
+
+        rows = opened.rows if opened else []
+        begun = opened.begun if opened else False
+        size = opened.size if opened else 0
+        end_position = assembler.offset & 0xFFFFFFFF
+        gtid_at = -1  # of the open transaction; -1 when it lies in an earlier buffer, or there is none
+        is_lent = is_open = opened is not None
+        # What has ended: so many rows of so many bytes, and where the last transaction's events lie.
+        finished = finished_size = 0
+        finished_gtid_at = xid_at = -1
+        finished_is_lent = False
+
+        while at <= last:
+            length, status, kind, event_size, next_position = unpack(data, at)
+            end = at + 4 + (length & 0xFFFFFF)
+            if end > total or status or event_size != end - at - 5:
+                break
+            # Made up by the server, or past 4 GiB, where positions begin anew, or something was left out before it.
+            if next_position - event_size != end_position:
+                break
+            if kind in _WRITES:
+                if not begun:
+                    break
+                table_id = data[at + _BODY : at + _TABLE_ID_END]
+                if table_id in by_id:
+                    shape = by_id[table_id]
+                    quick = shape and shape.quick
+                    if not quick or size + event_size > PIECE_BYTES:
+                        break
+                    start = at + _AFTER_FIXED + len(quick.head)
+                    stop = end - checksum
+                    if data[at + _AFTER_FIXED : start] != quick.head:
+                        break
+                    if checksum and crc32(view[at + _HEADER_AT : stop]) != from_bytes(data[stop:end], "little"):
+                        break
+                    had = len(rows)
+                    try:
+                        quick.decode_into(data, start, stop, rows)
+                    except (ValueError, IndexError, OverflowError):
+                        del rows[had:]
+                        break
+                    size += event_size
+            elif kind == _XID:
+                if not begun:
+                    break
+                begun = is_open = False
+                finished = len(rows)
+                finished_size += size
+                size = 0
+                xid_at, finished_gtid_at, gtid_at = at, gtid_at, -1
+                finished_is_lent, is_lent = is_lent, False
+            elif kind == _TABLE_MAP:
+                if not begun:
+                    break
+                body = data[at + _AFTER_FIXED : end - checksum]
+                if body in by_map:
+                    by_id[data[at + _BODY : at + _TABLE_ID_END]] = shape = by_map[body]
+                    if shape is None:
+                        break
+                elif body in foreign_maps:
+                    by_id.pop(data[at + _BODY : at + _TABLE_ID_END], None)
+                else:
+                    break
+            elif kind in _GTIDS:
+                if begun:
+                    break
+                is_open = True
+                gtid_at = at
+            elif kind == _QUERY:
+                if not is_open:
+                    break
+                tail = data[at + _BODY + QUERY_VARYING_SIZE : end - checksum]
+                if tail not in begins:
+                    if parse_query(parse_event(data, at + _HEADER_AT, end), checksum) != b"BEGIN":
+                        break
+                    if len(begins) >= _KNOWN_BEGINS:
+                        begins.clear()
+                    begins.add(tail)
+                begun = True
+            elif kind in _CHANGES:
+                if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
+                    break
+            elif kind == _MARIADB_GTID:
+                if begun or not is_plain_mariadb_transaction(data, at + _BODY):
+                    break
+                begun = is_open = True  # no BEGIN follows it
+                is_lent, gtid_at = False, -1
+            elif kind not in _ANNOTATIONS or not begun:
+                break
+            end_position = next_position
+            at = end
+
+        view.release()
+        beyond_4_gib = assembler.offset & ~0xFFFFFFFF
+        commit_time = self._commit_time(data, gtid_at, checksum, is_lent)
+        if xid_at >= 0:
+            committed_at = self._commit_time(data, finished_gtid_at, checksum, finished_is_lent)
+            if committed_at is None:
+                committed_at = float(HEADER.unpack_from(data, xid_at + _HEADER_AT)[0])
+            done = rows if finished == len(rows) else rows[:finished]
+            xid_end = FRAME.unpack_from(data, xid_at)[4]
+            assembler.take_finished(done, finished_size, beyond_4_gib | xid_end, committed_at)
+            rows = rows[finished:]
+        if is_open:
+            assembler.take_open(OpenTransaction(begun, rows, size), beyond_4_gib | end_position, commit_time)
+        return at
+
+    def _commit_time(self, data: bytes, gtid_at: int, checksum: int, is_lent: bool) -> float | None:
+        """As the GTID at ``gtid_at`` says, or as the assembler knows of the transaction that it lent."""
+        if gtid_at < 0:
+            return self._assembler.commit_time if is_lent else None
+        end = gtid_at + 4 + (FRAME.unpack_from(data, gtid_at)[0] & 0xFFFFFF)
+        return parse_commit_time(parse_event(data, gtid_at + _HEADER_AT, end), checksum)

@@ -1,0 +1,77 @@
+"""DATETIME2, as MySQL and MariaDB pack a DATETIME in the binlog (MySQL source, ``my_time.cc``).
+
+Five bytes, big endian, with the date and the time to the second; then, by the column's precision, none to three bytes
+of hundredths, ten thousandths or millionths. Values of one size compare as the times do.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, tzinfo
+
+WHOLE_BYTES = 5
+LONGEST_BYTES = 8
+
+_OFFSET = 0x8000000000
+#: Microseconds of one unit of the fraction, by its bytes.
+_UNITS = (1, 10_000, 100, 1)
+
+#: Seconds that are remembered; those of the rows in flight are near each other.
+_SECONDS = 4096
+
+
+def unpack(raw: bytes) -> datetime | None:
+    """The wall time; None for dates that Python cannot hold (0000-00-00, and days that a lax sql_mode lets in)."""
+    packed = int.from_bytes(raw[:WHOLE_BYTES], "big") - _OFFSET
+    date, time = packed >> 17, packed & 0x1FFFF
+    year_month, day = date >> 5, date & 31
+    try:
+        return datetime(
+            year_month // 13, year_month % 13, day, time >> 12, time >> 6 & 63, time & 63, _microsecond(raw)
+        )
+    except ValueError:
+        return None
+
+
+def pack(wall: datetime, size: int) -> bytes:
+    """``wall`` in ``size`` bytes, cut off to what they hold."""
+    date = (wall.year * 13 + wall.month) << 5 | wall.day
+    time = wall.hour << 12 | wall.minute << 6 | wall.second
+    fraction_bytes = size - WHOLE_BYTES
+    fraction = wall.microsecond // _UNITS[fraction_bytes] if fraction_bytes else 0
+    return ((date << 17 | time) + _OFFSET).to_bytes(WHOLE_BYTES, "big") + fraction.to_bytes(fraction_bytes, "big")
+
+
+def _microsecond(raw: bytes) -> int:
+    return int.from_bytes(raw[WHOLE_BYTES:], "big") * _UNITS[len(raw) - WHOLE_BYTES]
+
+
+class Rfc3339:
+    """Packed wall times of one zone as RFC 3339 with offset: what ``clock.rfc3339`` gives of the unpacked ones.
+
+    Rows come many to a second, so everything but the fraction is made once a second.
+    """
+
+    def __init__(self, zone: tzinfo) -> None:
+        self._zone = zone
+        self._seconds: dict[bytes, tuple[bytes, bytes] | None] = {}
+
+    def __call__(self, raw: bytes) -> bytes | None:
+        """None for dates that Python cannot hold."""
+        second = raw[:WHOLE_BYTES]
+        if second not in self._seconds:
+            self._learn(second)
+        around = self._seconds[second]
+        if around is None:
+            return None
+        microsecond = _microsecond(raw)
+        return b"%b.%06d%b" % (around[0], microsecond, around[1]) if microsecond else around[0] + around[1]
+
+    def _learn(self, second: bytes) -> None:
+        if len(self._seconds) >= _SECONDS:
+            self._seconds.clear()
+        wall = unpack(second)
+        if wall is None:
+            self._seconds[second] = None
+        else:
+            naive = wall.isoformat().encode()
+            self._seconds[second] = naive, wall.replace(tzinfo=self._zone).isoformat().encode()[len(naive) :]
