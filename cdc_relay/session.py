@@ -186,6 +186,7 @@ class Session:
             head=self._head,
             wait=self._wait,
             zone=parts.settings.database.zone,
+            untouched=self._untouched,
         )
         if self._reconciling:
             if not tailer.catch_up(self._parts.clock()):
@@ -252,6 +253,10 @@ class Session:
                 return self._parts.statements.read_committed(connection, ids)
 
         return self._uncontended(read)
+
+    def _untouched(self, first: int, last: int) -> range | set[int]:
+        with self._parts.transaction() as connection:
+            return self._parts.statements.untouched(connection, first, last)
 
     def _uncontended(self, work: Callable[[], T]) -> T:
         """``work()``, begun anew when somebody else holds the rows; that is no reason to end a session."""

@@ -16,10 +16,11 @@ from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
 from cdc_relay.outbox.clock import due_bound
-from cdc_relay.outbox.envelope import encode
-from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.envelope import Encoder
+from cdc_relay.outbox.row import Due, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.parking import SharedParking
+from cdc_relay.untouched import UntouchedRows
 from cdc_relay.watermark import AckWatermark
 
 #: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
@@ -70,11 +71,13 @@ class Tailer:
         head: Callable[[], BinlogPosition],
         wait: Callable[[float], bool],
         zone: tzinfo,
+        untouched: Callable[[int, int], range | set[int]] | None = None,
     ) -> None:
         """``complete`` takes each delivery when Kafka has answered for all of it (``StatusWriter.complete``).
 
         ``head`` asks the server where its binlog ends now. ``wait`` sleeps so many seconds, or less when the tailer
-        must stop, and then it is true.
+        must stop, and then it is true. ``untouched`` is what ``UntouchedRows`` asks; without it every row that may
+        have been sent before is read from the table.
 
         Rows up to where the binlog ends now may have been sent before: only those that the table still calls pending
         are sent again, so that a restart makes next to no duplicates.
@@ -89,6 +92,8 @@ class Tailer:
         self._head = head
         self._wait = wait
         self._zone = zone
+        self._encode = Encoder(zone).encode
+        self._untouched = UntouchedRows(untouched) if untouched else None
         self._settled_until: BinlogPosition | None = head()
         self._caught_up_to: BinlogPosition | None = None
 
@@ -149,7 +154,7 @@ class Tailer:
 
     def _deliver(self, batch: TransactionBatch, now: datetime, path: str) -> int:
         rows = batch.rows
-        if rows and path == "tail" and (batch.doubtful or self._may_have_been_sent(batch.end)):
+        if rows and path == "tail" and (batch.doubtful or not self._is_unsent(batch)):
             rows = self._committed(rows)
         ticket = self._watermark.track(
             batch.end if not batch.unreadable else None,
@@ -164,9 +169,9 @@ class Tailer:
             committed_at=batch.committed_at,
             on_settled=lambda: self._watermark.resolve(ticket),
         )
-        due = due_bound(now, self._zone)
+        due = Due.at(due_bound(now, self._zone))
         for row in rows:
-            if self._is_ours(row, due):
+            if row.is_plain(due) or self._is_ours(row, due.wall):
                 self._send(row, delivery)
         if delivery.sent or delivery.failed or delivery.parked:
             delivery.close()
@@ -182,7 +187,7 @@ class Tailer:
                 delivery.parked[row.id] = behind
                 return
         try:
-            delivery.send(row.id, encode(row, self._zone))
+            delivery.send(row.id, self._encode(row))
         except RowError as reason:
             if reason.retriable:  # later rows of the key, which may follow at once, wait for it
                 self._parking.hold(row.message_key, row.id)
@@ -196,6 +201,12 @@ class Tailer:
             # Tried before and waiting for the sweep: later rows of its key wait with it.
             self._parking.hold(row.message_key, row.id)
         return False
+
+    def _is_unsent(self, batch: TransactionBatch) -> bool:
+        """Whether it is certain that no row of the batch was sent before."""
+        if not self._may_have_been_sent(batch.end):
+            return True
+        return self._untouched is not None and self._untouched.has_all([row.id for row in batch.rows])
 
     def _may_have_been_sent(self, end: BinlogPosition | None) -> bool:
         if self._settled_until is None:

@@ -95,16 +95,16 @@ class KafkaPublisher:
             self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
         except KafkaException as error:
             raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
+        self._produce = self._producer.produce
 
     def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
         """See Publisher."""
-        if record.topic not in self._topics:
-            self._require_topic(record.topic)
+        topic, key, value, headers = record
+        if topic not in self._topics:
+            self._require_topic(topic)
         while True:
             try:
-                self._producer.produce(
-                    record.topic, record.value, record.key or None, headers=record.headers, on_delivery=report
-                )
+                self._produce(topic, value, key or None, headers=headers, on_delivery=report)
                 return
             except BufferError:
                 # Full: the polling thread makes room as Kafka answers.

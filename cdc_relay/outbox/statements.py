@@ -103,6 +103,20 @@ class OutboxStatements:
         sql = f"SELECT {_ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id"
         return [_row(found) for found in connection.execute(_with_ids(sql), {"ids": list(ids)})]
 
+    def untouched(self, connection: Connection, first: int, last: int) -> range | set[int]:
+        """The ids from ``first`` to ``last`` of rows that are pending and were never tried. Changes nothing.
+
+        A range when they follow one another without a gap, as they mostly do: then only three numbers are sent.
+        """
+        where = f"FROM {self.table} WHERE id BETWEEN :first AND :last AND status = 'pending' AND NOT ({_HELD})"
+        values = {"first": first, "last": last}
+        count, lowest, highest = connection.execute(text(f"SELECT COUNT(*), MIN(id), MAX(id) {where}"), values).one()
+        if not count:
+            return range(0)
+        if count == highest - lowest + 1:
+            return range(int(lowest), int(highest) + 1)
+        return set(map(int, connection.execute(text(f"SELECT id {where}"), values).scalars()))
+
     def pending_page(self, connection: Connection, after_id: int, limit: int) -> list[PendingRow]:
         """The next ``limit`` pending rows in id order, by keyset. Changes nothing."""
         sql = (

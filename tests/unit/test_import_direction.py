@@ -22,12 +22,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         # From bytes to rows, without any connection.
         *("cdc_relay.binlog.packed", "cdc_relay.binlog.packets", "cdc_relay.binlog.events", "cdc_relay.binlog.payload"),
         *("cdc_relay.binlog.table_map", "cdc_relay.binlog.tables", "cdc_relay.binlog.rows"),
-        "cdc_relay.binlog.transactions",
+        *("cdc_relay.binlog.speculation", "cdc_relay.binlog.transactions", "cdc_relay.binlog.quick"),
         *("consumer", "consumer.delivery"),
     ),
     "logic": (
         *("cdc_relay.watermark", "cdc_relay.parking", "cdc_relay.delivery", "cdc_relay.metrics"),
-        *("cdc_relay.tailer", "cdc_relay.sweeper", "cdc_relay.reconcile", "cdc_relay.writeback"),
+        *("cdc_relay.tailer", "cdc_relay.untouched", "cdc_relay.sweeper", "cdc_relay.reconcile", "cdc_relay.writeback"),
         *("consumer.worker", "consumer.plan", "consumer.registry", "consumer.unit_of_work", "consumer.handlers"),
     ),
     "adapters": (
