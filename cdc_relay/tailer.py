@@ -130,9 +130,9 @@ class Tailer:
         for _ in range(2):
             pending = self._pending()
             while not pending.exhausted:
+                if self._wait(_FULL_WAIT_S if self._watermark.full else 0):
+                    return False
                 if self._watermark.full:
-                    if self._wait(_FULL_WAIT_S):
-                        return False
                     continue
                 for batch in pending.read():
                     self._deliver(batch, now, "reconcile")
