@@ -140,6 +140,8 @@ class Tailer:
                 return False
         self._caught_up_to = before
         self._settled_until = self._head()
+        if self._untouched is not None:
+            self._untouched.forget()
         return True
 
     def _settled(self) -> bool:

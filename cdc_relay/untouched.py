@@ -37,3 +37,7 @@ class UntouchedRows:
         if isinstance(self._ids, range):
             return lowest in self._ids and highest in self._ids
         return self._ids.issuperset(ids)
+
+    def forget(self) -> None:
+        """Rows were sent by another way: what the table said before may hold no longer."""
+        self._first, self._last, self._ids = 0, -1, range(0)
