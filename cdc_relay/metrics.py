@@ -82,12 +82,12 @@ class RelayMetrics:
         )
         self.binlog_lag_seconds = Gauge(
             "cdc_relay_binlog_lag_seconds",
-            "Seconds between now and the commit of what the tailer read last; 0 when it has read everything.",
+            "Seconds since the commit of the last transaction before the watermark; 0 when nothing lies behind it.",
             registry=registry,
         )
         self.binlog_lag_bytes = Gauge(
             "cdc_relay_binlog_lag_bytes",
-            "Bytes of binlog that the server has written and the tailer has not yet read.",
+            "Bytes of binlog that the server has written behind the watermark.",
             registry=registry,
         )
         self.in_flight_rows = Gauge(
@@ -118,9 +118,9 @@ class RelayMetrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
-        self.checkpoint_age_seconds = Gauge(
-            "cdc_relay_checkpoint_age_seconds",
-            "Seconds since the checkpoint was saved last.",
+        self.checkpoint_timestamp_seconds = Gauge(
+            "cdc_relay_checkpoint_timestamp_seconds",
+            "Unix time at which the checkpoint was saved last.",
             registry=registry,
         )
         self.checkpoint_writes = Counter(

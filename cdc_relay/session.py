@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
-from cdc_relay.binlog.server import head
+from cdc_relay.binlog.server import head, server_binlog
 from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
 from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError
@@ -30,7 +30,7 @@ from cdc_relay.outbox.clock import DatabaseClock
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
-from cdc_relay.reconcile import PendingRows, ServerBinlog, Start
+from cdc_relay.reconcile import PendingRows, ServerBinlog, Start, bytes_between
 from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress
 from cdc_relay.tailer import Tailer
 from cdc_relay.watermark import AckWatermark
@@ -46,8 +46,8 @@ _CONTENDED_TRIES = 6
 #: The longest pause between sweeps, in intervals.
 _LONGEST_SWEEP_PAUSE = 10
 
-#: How often the database's clock is read.
-_SET_CLOCK_S = 60.0
+#: How often the server is asked for its clock and for the head of its binlog.
+_LOOK_S = 5.0
 
 #: How often an unreachable Kafka is asked whether it is back, for readiness.
 _PROBE_S = 1.0
@@ -104,7 +104,7 @@ class Session:
         self._reconciling = start.reconcile is not None
         self._progress_at = time.monotonic()
         self._probe_at = 0.0
-        self._set_clock_at = time.monotonic() + _SET_CLOCK_S
+        self._look_at = time.monotonic() + _LOOK_S
         tail = parts.settings.tail
         self.watermark = AckWatermark(
             start.position, max_rows=tail.max_in_flight_rows, max_bytes=tail.max_in_flight_bytes
@@ -307,6 +307,7 @@ class Session:
         try:
             if self._parts.checkpointer.save(checkpoint, force=force):
                 self._parts.metrics.checkpoint_writes.inc()
+                self._parts.metrics.checkpoint_timestamp_seconds.set(checkpoint.written_at)
         except LeadershipLost:
             if not force:
                 raise
@@ -321,10 +322,21 @@ class Session:
         metrics.in_flight_bytes.set(watermark.in_flight_bytes)
         metrics.binlog_file_number.set(watermark.position.file_number)
         metrics.binlog_position_bytes.set(watermark.position.offset)
-        if time.monotonic() >= self._set_clock_at:
-            self._set_clock_at = time.monotonic() + _SET_CLOCK_S
-            with self._parts.transaction() as connection:
-                self._parts.clock.set(self._parts.statements.database_now(connection))
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_S
+            self._look_at_server()
         if self._publisher.brokers_down and time.monotonic() >= self._probe_at:
             self._publisher.probe()
             self._probe_at = time.monotonic() + _PROBE_S
+
+    def _look_at_server(self) -> None:
+        """Read the database's clock, and how far behind the head of the binlog the watermark is."""
+        with self._parts.transaction() as connection:
+            self._parts.clock.set(self._parts.statements.database_now(connection))
+            binlog = server_binlog(connection)
+        if self._source is None:
+            return
+        behind = bytes_between(self.watermark.position, binlog)
+        seconds = self._parts.clock().timestamp() - self.watermark.committed_at if behind else 0.0
+        self._parts.metrics.binlog_lag_bytes.set(behind)
+        self._parts.metrics.binlog_lag_seconds.set(seconds if self.watermark.committed_at else 0.0)
