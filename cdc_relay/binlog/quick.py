@@ -57,6 +57,10 @@ _TABLE_ID_END = FRAME_SIZE + TABLE_ID_SIZE
 _AFTER_FIXED = FRAME_SIZE + ROWS_FIXED_SIZE
 _HEADER_AT = FRAME_SIZE - HEADER_SIZE
 
+#: An event that fills its packet, 16 MiB - 1 with the status before it, is followed by the rest of its payload, be it
+#: nothing.
+_GOES_ON = 0xFFFFFF - 1
+
 _KNOWN_BEGINS = 1024
 
 
@@ -96,7 +100,7 @@ class QuickLoop:
         while at <= last:
             length, status, kind, event_size, next_position = unpack(data, at)
             end = at + 4 + (length & 0xFFFFFF)
-            if end > total or status or event_size != end - at - 5:
+            if end > total or status or event_size != end - at - 5 or event_size == _GOES_ON:
                 break
             # Made up by the server, or past 4 GiB, where positions begin anew, or something was left out before it.
             if next_position - event_size != end_position:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_relay.binlog.events import EventType
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.rows import DescribedColumn
 from cdc_relay.binlog.source import BinlogSource
@@ -230,3 +231,21 @@ def test_later_files_may_have_been_begun_at_any_time() -> None:
     source = source_of(Binlog(), sent(*frames), file_created_at=1_700_000_000)
     assert [row.id for batch in source.read() for row in batch.rows] == [1]
     assert source.files_created["binlog.000002"] == 1_800_000_000
+
+
+@pytest.mark.parametrize("size", [2**24 - 3, 2**24 - 2, 2**24 - 1, 2**24])
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_event_that_fills_its_packet_exactly_is_whole(size: int, ours: bool) -> None:
+    """A packet of 16 MiB - 1 goes on in the next one, if only to say that there is no more."""
+    binlog = Binlog()
+    frames = [*binlog.start(), *binlog.transaction(outbox_row(1)), binlog.gtid(), binlog.query("BEGIN")]
+    if ours:
+        overhead = len(Binlog().rows(outbox_row(2, payload='""')))
+        large = binlog.insert(outbox_row(2, payload='"' + "x" * (size - overhead) + '"'))
+    else:
+        large = [binlog.table_map(9, "images"), binlog.event(EventType.WRITE_ROWS, b"\x09".ljust(size - 23, b"\0"))]
+    assert len(large[-1]) == size
+    frames += [*large, binlog.xid(), *binlog.transaction(outbox_row(3))]
+    batches = read_all(source_of(Binlog(), sent(*frames)))
+    assert [row.id for batch in batches for row in batch.rows] == ([1, 2, 3] if ours else [1, 3])
+    assert batches[-1].end == BinlogPosition(*binlog.position)
