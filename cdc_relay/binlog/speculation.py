@@ -43,7 +43,7 @@ _NULL_VALUES |= {"id": 0, "max_retry": DEFAULT_MAX_RETRY, "next_retry_at": None,
 _CODES = {1: "B", 2: "H", 3: "HB", 4: "I", 8: "Q"}
 
 #: Plans and values that are kept at most; an outbox has a handful.
-_MOST_PLANS = 64
+_MOST_PLANS = 512
 _MOST_VALUES = 4096
 
 

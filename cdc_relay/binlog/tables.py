@@ -25,6 +25,9 @@ DescribeTable = Callable[[], list[DescribedColumn]]
 #: TABLE_MAPs of other tables that are remembered, so that their names need not be read again.
 _FOREIGN_MAPS = 4096
 
+#: Beginnings of row events that are remembered, for each shape of the outbox table.
+_HEADS = 256
+
 _WITH_EXTRA_DATA = frozenset(
     {
         EventType.WRITE_ROWS,
@@ -54,12 +57,17 @@ class Shape:
     """By the bitmap of the columns present."""
     quick: QuickRows | None = None
     """For row events that begin as the last one did."""
+    quicks: dict[bytes, QuickRows | None] = field(default_factory=dict)
+    """By how they begin: sessions whose events differ may take turns, and each decoder has learned something."""
 
     def remember(self, head: bytes, decoder: RowDecoder) -> None:
         """The quick loop may read the next event that begins so."""
-        if self.quick is None or self.quick.head != head:
+        if head not in self.quicks:
+            if len(self.quicks) >= _HEADS:
+                self.quicks.clear()
             quick = speculate(decoder)
-            self.quick = QuickRows(head, quick.decode_into) if quick else None
+            self.quicks[head] = QuickRows(head, quick.decode_into) if quick else None
+        self.quick = self.quicks[head]
 
 
 class OutboxTables:
