@@ -5,7 +5,7 @@ The tailer asks before it sends, the status writer holds keys whose row has fail
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from threading import Lock
 
 from cdc_relay.outbox.parking import Parking
@@ -41,10 +41,13 @@ class SharedParking:
                 if key is not None:
                     self._parking.release(key, row_id)
 
-    def blocked_by(self, key: bytes, row_id: int) -> int | None:
-        """The lowest id of ``key`` that waits before ``row_id``; None when the row may go on."""
+    def blocked_by(self, key: bytes, row_id: int, going: Container[int] = ()) -> int | None:
+        """The lowest id of ``key`` that waits before ``row_id``; None when the row may go on.
+
+        ``going``: ids that are on their way already, right ahead of it.
+        """
         with self._lock:
-            return self._parking.blocked_by(key, row_id)
+            return next((ahead for ahead in self._parking.ahead_of(key, row_id) if ahead not in going), None)
 
     def waiting(self, limit: int) -> list[int]:
         """Up to ``limit`` ids that wait, lowest first."""

@@ -8,7 +8,7 @@ before it; then the watermark was found at or beyond that head. What is still pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
@@ -119,7 +119,9 @@ class Sweeper:
         self._metrics.sweep_runs.inc()
         self._metrics.sweep_rows.labels(outcome="sent").inc(sent)
         self._metrics.sweep_rows.labels(outcome="held_back").inc(held_back)
-        more = sent > 0 and (postponed > 0 or len(found) == _SCAN_ROWS)
+        # At once while keys are held back: rows that come meanwhile are held back too, and the faster they are sent the
+        # sooner a busy key is the tailer's again.
+        more = sent > 0 and (postponed > 0 or bool(self._parking) or len(found) == _SCAN_ROWS)
         return SweepCounts(sent, held_back, left, more)
 
     def _without_the_tailers(self, found: list[PendingRow]) -> tuple[list[PendingRow], int]:
@@ -139,17 +141,19 @@ class Sweeper:
     ) -> tuple[int, int, int]:
         """Lease and send one page: rows sent, held back, and postponed to the next run."""
         rows: list[OutboxRow] = []
+        going: set[int] = set()
         held_back = postponed = 0
         tried_again: set[bytes] = set()
         with self._transaction() as connection:
             for row in self._statements.lock_due(connection, [row.id for row in page], due):
                 key = row.message_key
-                if self._is_blocked(row, lowest_waiting):
-                    held_back += 1
-                elif key in tried_again:
+                if key in tried_again:
                     postponed += 1  # the row before it may fail again
+                elif self._is_blocked(row, lowest_waiting, going):
+                    held_back += 1
                 else:
                     rows.append(row)
+                    going.add(row.id)
                     if key and row.retry_count > 0:
                         tried_again.add(key)
             if rows:
@@ -163,13 +167,15 @@ class Sweeper:
         delivery = Delivery(
             self._publisher, self._complete, path="sweep", retry_counts={row.id: row.retry_count for row in rows}
         )
+        going: set[int] = set()
         for row in rows:
-            behind = self._parking.blocked_by(row.message_key, row.id)
+            behind = self._parking.blocked_by(row.message_key, row.id, going)
             if behind is not None:  # the row before it has just failed
                 delivery.parked[row.id] = behind
                 continue
             try:
                 delivery.send(row.id, encode(row, self._zone))
+                going.add(row.id)
             except RowError as reason:
                 if reason.retriable:
                     self._parking.hold(row.message_key, row.id)
@@ -182,13 +188,13 @@ class Sweeper:
                     self._lease(connection, rows)
                 renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
 
-    def _is_blocked(self, row: OutboxRow, lowest_waiting: dict[bytes, int]) -> bool:
+    def _is_blocked(self, row: OutboxRow, lowest_waiting: dict[bytes, int], going: Container[int]) -> bool:
         if not row.message_key:
             return False
         waiting = lowest_waiting.get(row.message_key)
         if waiting is not None and waiting < row.id:
             return True
-        return self._parking.blocked_by(row.message_key, row.id) is not None
+        return self._parking.blocked_by(row.message_key, row.id, going) is not None
 
     def _lease(self, connection: Connection, rows: Iterable[OutboxRow]) -> None:
         now = self._now()
