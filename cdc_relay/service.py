@@ -23,7 +23,7 @@ from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import Settings
 from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
-from cdc_relay.kafka.publisher import KafkaPublisher
+from cdc_relay.kafka.publisher import BATCH_BYTES, KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
 from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.metrics import RelayMetrics, process_registry
@@ -71,6 +71,7 @@ class RelayService:
         self._store = FileCheckpointStore(settings.checkpoint.path)
         self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
         self._publisher: KafkaPublisher | None = None
+        self._batch_bytes = BATCH_BYTES
         self._session: Session | None = None
         self._role = "starting"
         statements = OutboxStatements(settings.database.table)
@@ -273,7 +274,9 @@ class RelayService:
 
     def _ready_publisher(self) -> KafkaPublisher:
         if self._publisher is None:
-            self._publisher = KafkaPublisher(self._settings.kafka, logger=logging.getLogger("cdc_relay.kafka"))
+            self._publisher = KafkaPublisher(
+                self._settings.kafka, logger=logging.getLogger("cdc_relay.kafka"), batch_bytes=self._batch_bytes
+            )
         return self._publisher
 
     def _retire(self) -> None:
@@ -291,6 +294,7 @@ class RelayService:
                     records=publisher.in_flight,
                 )
             publisher.close()
+            self._batch_bytes = publisher.batch_bytes
             self._parts.writer.forget_given_up()
             self._publisher = None
 

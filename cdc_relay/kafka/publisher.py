@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException, Producer
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError, KafkaUnavailable, PoisonRow, ProducerFatal, RetryableRow, RowError
+from cdc_relay.kafka.limits import TopicLimits
 from cdc_relay.outbox.envelope import Record
 
 #: How the envelope begins; a delivery report carries the record, so this tells its row.
@@ -31,6 +32,18 @@ _FULL_WAIT_S = 0.005
 _TOPIC_APPEARS_S = 0.5
 _TOPIC_MISSING_FOR_S = 5.0
 _REMEMBERED_MISSING = 10_000
+
+#: Bytes of records sent together, where the topics take so many; their own default is 1,048,588.
+BATCH_BYTES = 1_000_000
+_SMALLEST_BATCH_BYTES = 1_000
+
+#: How long the first record of a topic waits to hear how much the topic takes.
+_LIMIT_TOLD_S = 0.2
+_LIMIT_TOLD_AGAIN_S = 5.0
+
+#: A batch of one record has this beside the record's own bytes, and each record at most so much (key, headers).
+_BATCH_HEADER = 61
+_AROUND_A_VALUE = 4_096
 
 _GIVEN_UP = frozenset(
     {
@@ -50,7 +63,6 @@ _GIVEN_UP = frozenset(
     }
 )
 _POISON = {
-    ErrorCode.MSG_SIZE_TOO_LARGE: "the record is larger than the topic takes (max.message.bytes)",
     ErrorCode.INVALID_RECORD: "the broker refuses the record",
     ErrorCode.TOPIC_EXCEPTION: "the topic's name is not legal",
 }
@@ -65,7 +77,8 @@ _RETRYABLE = {
 class KafkaPublisher:
     """Implements the ``Publisher`` port of ``delivery.py``."""
 
-    def __init__(self, settings: KafkaSettings, *, logger: logging.Logger) -> None:
+    def __init__(self, settings: KafkaSettings, *, logger: logging.Logger, batch_bytes: int = BATCH_BYTES) -> None:
+        """``batch_bytes``: what the publisher before this one has learned, see there."""
         self._fatal: str | None = None
         self._servers = settings.bootstrap_servers
         self._topics: set[str] = set()
@@ -83,7 +96,7 @@ class KafkaPublisher:
             message_timeout_ms=0,
             # What a broker takes is the broker's decision; its answer makes the row dead with the limit's name.
             message_max_bytes=1_000_000_000,
-            batch_size=1_000_000,
+            batch_size=BATCH_BYTES,
             # The relay bounds what is in flight by itself; these only have to be larger.
             queue_buffering_max_messages=1_000_000,
             queue_buffering_max_kbytes=2_097_151,
@@ -91,6 +104,15 @@ class KafkaPublisher:
             topic_metadata_refresh_interval_ms=60_000,
             log_connection_close=False,
         )
+        self.batch_bytes = properties["batch.size"] = min(int(properties["batch.size"]), batch_bytes)
+        """Bytes of records sent together at most. A broker refuses a whole batch that is larger than its topic takes,
+        so a publisher that meets such a topic fails, and the next one must be made with this number."""
+        self._limits: dict[str, int] = {}
+        self._limit_sources = TopicLimits(settings.client_properties(client_id="cdc-relay"), logger=logger)
+        compression = properties.get("compression.type", properties.get("compression.codec", "none"))
+        self._is_compressing = compression != "none"
+        self._look_closer_above = float("inf")
+        """Values of fewer bytes are smaller than every topic takes."""
         try:
             self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
         except KafkaException as error:
@@ -123,9 +145,14 @@ class KafkaPublisher:
             self._fatal = error.str()
         if error.fatal() or error.code() in _GIVEN_UP:
             return row_id, None
+        topic = message.topic() or ""
+        if error.code() == ErrorCode.MSG_SIZE_TOO_LARGE:
+            return row_id, self._too_large(topic, len(value))
         if error.code() in _RETRYABLE:
-            self._topics.discard(message.topic())
-        return row_id, _row_error(error, message.topic(), len(value))
+            # Until this row holds its key back, nothing else may go to the topic, though it be mended meanwhile.
+            self._topics.discard(topic)
+            self._missing_until[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S
+        return row_id, _row_error(error, topic, len(value))
 
     def poll(self, timeout_s: float) -> int:
         """See Publisher."""
@@ -183,6 +210,7 @@ class KafkaPublisher:
                 if found is None:  # Kafka is away: an outage is not a missing topic
                     deadline = time.monotonic() + _TOPIC_APPEARS_S
                 elif found:
+                    self._learn_limit(topic, _LIMIT_TOLD_S)
                     self._topics.add(topic)
                     self._missing_until.pop(topic, None)
                     return
@@ -203,6 +231,44 @@ class KafkaPublisher:
             raise RetryableRow(f"Kafka refuses to tell of topic {topic!r}: {error.args[0].str()}") from error
         return known is not None and known.error is None
 
+    def _learn_limit(self, topic: str, wait_s: float) -> int | None:
+        """Ask what the topic takes. Raises ProducerFatal when that is less than the batches that are sent."""
+        limit = self._limit_sources.ask(topic, wait_s)
+        if limit is not None:
+            self._limits[topic] = limit
+            self._look_closer_above = min(self._limits.values()) - _AROUND_A_VALUE
+            if limit < self.batch_bytes:
+                self._need_batches_of(limit, topic)
+                self.raise_if_fatal()
+        return limit
+
+    def _check_size(self, record: Record) -> None:
+        """Raise PoisonRow when the topic does not take so large a record."""
+        limit = self._limits.get(record.topic)
+        if limit is None or self._is_compressing:
+            return
+        size = _BATCH_HEADER + len(record.value) + len(record.key)
+        size += sum(len(name) + len(value or b"") for name, value in record.headers)
+        if size > limit:
+            limit = self._learn_limit(record.topic, _LIMIT_TOLD_AGAIN_S) or limit  # it may have been raised meanwhile
+            if size > limit:
+                raise PoisonRow(_too_large(record.topic, size, limit))
+
+    def _too_large(self, topic: str, size: int) -> RowError | None:
+        """What a refusal for its size says of a record; None when its batch may be at fault and not the record."""
+        limit = self._limit_sources.ask(topic, _LIMIT_TOLD_AGAIN_S)
+        if limit is not None:
+            self._limits[topic] = limit
+        if size > (limit or self.batch_bytes) or self.batch_bytes <= (limit or _SMALLEST_BATCH_BYTES):
+            return PoisonRow(_too_large(topic, size, limit))
+        self._need_batches_of(limit or self.batch_bytes // 4, topic)
+        self._producer.purge()  # or later records of the same keys would be sent before this batch comes again
+        return None
+
+    def _need_batches_of(self, size: int, topic: str) -> None:
+        self.batch_bytes = max(_SMALLEST_BATCH_BYTES, size)
+        self._fatal = f"the topic {topic!r} takes no batches so large, so batches of {self.batch_bytes} bytes are sent"
+
     def _on_error(self, error: ErrorCode) -> None:
         if error.fatal():
             self._fatal = error.str()
@@ -214,6 +280,11 @@ class KafkaPublisher:
             self._fatal = error.str()
             return ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
         return _row_error(error, record.topic, len(record.value))
+
+
+def _too_large(topic: str, size: int, limit: int | None) -> str:
+    takes = f"takes {limit} bytes" if limit is not None else "takes no such size"
+    return f"Kafka refuses the record of {size} bytes: the topic {topic!r} {takes} (max.message.bytes)"
 
 
 def _row_error(error: ErrorCode, topic: str | None, size: int) -> RowError:
