@@ -132,7 +132,8 @@ class Sweeper:
         # The order matters: the rows were seen first, then the head is asked for, then the watermark.
         head = self._head()
         progress = self._tail_progress()
-        if progress.stalled or (progress.position is not None and progress.position >= head):
+        if progress.stalled or (progress.position is not None and head <= progress.position <= self._head()):
+            # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
             return found, 0
         return [row for row in found if row.held], fresh
 

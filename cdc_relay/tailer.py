@@ -29,6 +29,10 @@ _SAME_MOMENT = timedelta(seconds=1)
 #: How long to wait for room, or for what is in flight, before looking again.
 _FULL_WAIT_S = 0.005
 
+#: Pauses before the looks at the pending rows: a transaction stands in the binlog a moment before others see its rows
+#: in the table, and on a busy server the moment may be long. What is slower than that is left to the sweep.
+_LOOKS_S = (0.0, 0.02, 0.2)
+
 #: Ids asked for in one SELECT.
 _LOOKUP_ROWS = 1000
 
@@ -126,8 +130,9 @@ class Tailer:
         if not self._settled():
             return False
         before = self._head()
-        # Twice: a transaction stands in the binlog a moment before others see its rows in the table.
-        for _ in range(2):
+        for pause_s in _LOOKS_S:
+            if self._wait(pause_s):
+                return False
             pending = self._pending()
             while not pending.exhausted:
                 if self._wait(_FULL_WAIT_S if self._watermark.full else 0):
