@@ -91,8 +91,8 @@ FORMAT_ALGORITHM_FROM_END = 5
 
 #: QUERY: thread id u32, execution time u32, schema length u8, error code u16, length of the status variables u16.
 _QUERY_FIXED = Struct("<IIBHH")
-#: What changes from one BEGIN to the next: the thread and its time.
-QUERY_VARYING_SIZE = 8
+#: The same, of which only the two lengths are wanted.
+QUERY_SIZES = Struct("<8xBxxH")
 
 #: GTID: flags u8, source id 16 bytes, number u64, type u8, last committed u64, sequence number u64, then seven bytes
 #: with the microseconds since 1970 at which this server committed (the highest bit says that eight more follow).

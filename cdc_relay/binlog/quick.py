@@ -19,14 +19,13 @@ from cdc_relay.binlog.events import (
     FRAME_SIZE,
     HEADER,
     HEADER_SIZE,
-    QUERY_VARYING_SIZE,
+    QUERY_SIZES,
     ROWS_FIXED_SIZE,
     TABLE_ID_SIZE,
     EventType,
     is_plain_mariadb_transaction,
     parse_commit_time,
     parse_event,
-    parse_query,
 )
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import PIECE_BYTES, OpenTransaction, TransactionAssembler
@@ -56,12 +55,12 @@ _BODY = FRAME_SIZE
 _TABLE_ID_END = FRAME_SIZE + TABLE_ID_SIZE
 _AFTER_FIXED = FRAME_SIZE + ROWS_FIXED_SIZE
 _HEADER_AT = FRAME_SIZE - HEADER_SIZE
+#: Where a statement begins, without the lengths of schema and status variables, and with the zero after the schema.
+_QUERY_TEXT = FRAME_SIZE + QUERY_SIZES.size + 1
 
 #: An event that fills its packet, 16 MiB - 1 with the status before it, is followed by the rest of its payload, be it
 #: nothing.
 _GOES_ON = 0xFFFFFF - 1
-
-_KNOWN_BEGINS = 1024
 
 
 class QuickLoop:
@@ -70,7 +69,6 @@ class QuickLoop:
     def __init__(self, assembler: TransactionAssembler, tables: OutboxTables) -> None:
         self._assembler = assembler
         self._tables = tables
-        self._begins: set[bytes] = set()
 
     def run(self, data: bytes, at: int) -> int:
         """Read whole packets from ``at`` on; where the first one begins that is not whole or not ordinary."""
@@ -78,9 +76,8 @@ class QuickLoop:
         ordinary, opened = assembler.lend()
         if not ordinary:
             return at
-        unpack, crc32, from_bytes = FRAME.unpack_from, zlib.crc32, int.from_bytes
+        unpack, query_sizes, crc32, from_bytes = FRAME.unpack_from, QUERY_SIZES.unpack_from, zlib.crc32, int.from_bytes
         by_id, by_map, foreign_maps = self._tables.by_id, self._tables.by_map, self._tables.foreign_maps
-        begins = self._begins
         checksum = assembler.checksum_size
         view = memoryview(data)
         total = len(data)
@@ -156,13 +153,9 @@ class QuickLoop:
             elif kind == _QUERY:
                 if not is_open:
                     break
-                tail = data[at + _BODY + QUERY_VARYING_SIZE : end - checksum]
-                if tail not in begins:
-                    if parse_query(parse_event(data, at + _HEADER_AT, end), checksum) != b"BEGIN":
-                        break
-                    if len(begins) >= _KNOWN_BEGINS:
-                        begins.clear()
-                    begins.add(tail)
+                schema_size, status_size = query_sizes(data, at + _BODY)
+                if data[at + _QUERY_TEXT + schema_size + status_size : end - checksum] != b"BEGIN":
+                    break
                 begun = True
             elif kind in _CHANGES:
                 if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):

@@ -7,6 +7,7 @@ of hundredths, ten thousandths or millionths. Values of one size compare as the 
 from __future__ import annotations
 
 from datetime import datetime, tzinfo
+from struct import Struct
 
 WHOLE_BYTES = 5
 LONGEST_BYTES = 8
@@ -14,6 +15,12 @@ LONGEST_BYTES = 8
 _OFFSET = 0x8000000000
 #: Microseconds of one unit of the fraction, by its bytes.
 _UNITS = (1, 10_000, 100, 1)
+
+#: The longest form: date and time to the second, then millionths in three bytes.
+_MICROSECONDS = Struct(">5sBH").unpack
+
+_THREE_DIGITS = [b"%03d" % number for number in range(1000)]
+_join = b"".join
 
 #: Seconds that are remembered; those of the rows in flight are near each other.
 _SECONDS = 4096
@@ -57,21 +64,32 @@ class Rfc3339:
 
     def __call__(self, raw: bytes) -> bytes | None:
         """None for dates that Python cannot hold."""
-        second = raw[:WHOLE_BYTES]
-        if second not in self._seconds:
-            self._learn(second)
-        around = self._seconds[second]
+        if len(raw) == LONGEST_BYTES:
+            second, high, low = _MICROSECONDS(raw)
+            microsecond = high << 16 | low
+        else:
+            second, microsecond = raw[:WHOLE_BYTES], _microsecond(raw)
+        try:
+            around = self._seconds[second]
+        except KeyError:
+            around = self._learn(second)
         if around is None:
             return None
-        microsecond = _microsecond(raw)
-        return b"%b.%06d%b" % (around[0], microsecond, around[1]) if microsecond else around[0] + around[1]
+        if not microsecond:
+            return around[0] + around[1]
+        thousands, rest = divmod(microsecond, 1000)
+        try:
+            return _join((around[0], b".", _THREE_DIGITS[thousands], _THREE_DIGITS[rest], around[1]))
+        except IndexError:
+            return None  # more than a second: damaged
 
-    def _learn(self, second: bytes) -> None:
+    def _learn(self, second: bytes) -> tuple[bytes, bytes] | None:
         if len(self._seconds) >= _SECONDS:
             self._seconds.clear()
         wall = unpack(second)
-        if wall is None:
-            self._seconds[second] = None
-        else:
+        around = None
+        if wall is not None:
             naive = wall.isoformat().encode()
-            self._seconds[second] = naive, wall.replace(tzinfo=self._zone).isoformat().encode()[len(naive) :]
+            around = naive, wall.replace(tzinfo=self._zone).isoformat().encode()[len(naive) :]
+        self._seconds[second] = around
+        return around

@@ -29,10 +29,15 @@ SLOW_NESTING = 500
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
 
 
-_REMEMBERED_BIZ_TYPES = 1024
+#: Combinations of topic and biz_type that are remembered.
+_REMEMBERED = 4096
 
 #: A named tuple made without the call of Python code that its class would cost.
-new_tuple = tuple.__new__
+_new_tuple = tuple.__new__
+_join = b"".join
+
+#: A payload shorter than this cannot be nested so deeply that it can be read by itself but not within the record.
+_SHORT = 2000
 
 
 class Record(NamedTuple):
@@ -50,40 +55,40 @@ class Encoder:
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
         self._packed_rfc3339 = Rfc3339(zone)
-        self._biz_types: dict[str, tuple[bytes, tuple[str, bytes]]] = {}
+        self._known: dict[tuple[str, str], tuple[bytes, tuple[str, bytes]]] = {}
 
     def encode(self, row: OutboxRow) -> Record:
         """The record of ``row``; raises PoisonRow where no retry could ever make one."""
         row_id, biz_type, topic, key, payload = row[:5]
+        known = self._known.get((topic, biz_type))
+        if known is None:
+            known = self._learn(topic, biz_type)
+        middle, biz_header = known
+        check_json(payload)
+        number = b"%d" % row_id
+        value = _join((b'{"outbox_id": ', number, middle, payload, b"}"))
+        if type(row) is BinlogRow:
+            packed: bytes | None = row[9]  # type: ignore[assignment]
+            created_at = None if packed is None else self._packed_rfc3339(packed)
+        else:
+            created_at = None if row.created_at is None else rfc3339(row.created_at, self._zone)
+        if created_at is None:
+            headers: Headers = [("outbox_id", number), biz_header]
+        else:
+            headers = [("outbox_id", number), biz_header, ("created_at", created_at)]
+        return _new_tuple(Record, (topic, key, value, headers))
+
+    def _learn(self, topic: str, biz_type: str) -> tuple[bytes, tuple[str, bytes]]:
+        """What stands between id and payload, and the header, of rows with this topic and type."""
         if not is_legal_topic(topic):
             raise PoisonRow(
                 f"topic {topic!r} is no legal Kafka topic: 1 to 249 of a-z A-Z 0-9 . _ - and neither '.' nor '..'"
             )
-        check_json(payload)
-        known = self._biz_types.get(biz_type)
-        if known is None:
-            known = self._learn(biz_type)
-        biz_json, biz_header = known
-        number = b"%d" % row_id
-        value = b'{"outbox_id": %b, "biz_type": %b, "payload": %b}' % (number, biz_json, payload)
-        headers: Headers = [("outbox_id", number), biz_header]
-        created_at = self._created_at(row)
-        if created_at is not None:
-            headers.append(("created_at", created_at))
-        return new_tuple(Record, (topic, key, value, headers))
-
-    def _created_at(self, row: OutboxRow) -> bytes | None:
-        if isinstance(row, BinlogRow):
-            packed = row.packed_created_at
-            return None if packed is None else self._packed_rfc3339(packed)
-        return None if row.created_at is None else rfc3339(row.created_at, self._zone)
-
-    def _learn(self, biz_type: str) -> tuple[bytes, tuple[str, bytes]]:
-        if len(self._biz_types) >= _REMEMBERED_BIZ_TYPES:
-            self._biz_types.clear()
-        raw = biz_type.encode("utf-8", "replace")
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
         biz_json = json.dumps(biz_type, ensure_ascii=False).encode("utf-8", "replace")
-        known = self._biz_types[biz_type] = biz_json, ("biz_type", raw)
+        header = "biz_type", biz_type.encode("utf-8", "replace")
+        known = self._known[topic, biz_type] = b', "biz_type": %b, "payload": ' % biz_json, header
         return known
 
 
@@ -95,6 +100,9 @@ def encode(row: OutboxRow, zone: tzinfo) -> Record:
 def check_json(payload: bytes) -> None:
     """Raise PoisonRow unless ``payload`` is one JSON value (RFC 8259) in UTF-8 that ``decode`` can read again."""
     try:
+        if len(payload) < _SHORT:
+            orjson.loads(payload)
+            return
         # Within a list, so that it is as deeply nested as in the record: the parser's limit must strike here already.
         values = orjson.loads(b"[%b]" % payload)
     except orjson.JSONDecodeError:

@@ -61,7 +61,10 @@ class OutboxRow(NamedTuple):
 
 
 class BinlogRow(OutboxRow):
-    """A row whose times are still packed as DATETIME2: most are compared or printed so, and never unpacked."""
+    """A row whose times are still packed as DATETIME2: most are compared or printed so, and never unpacked.
+
+    Packed they stand in the tuple itself: ``row[8]`` and ``row[9]``.
+    """
 
     __slots__ = ()
 
@@ -74,13 +77,8 @@ class BinlogRow(OutboxRow):
     @property
     def created_at(self) -> datetime | None:
         """See OutboxRow."""
-        raw = self.packed_created_at
+        raw: bytes | None = self[9]  # type: ignore[assignment]
         return None if raw is None else datetime2.unpack(raw)
-
-    @property
-    def packed_created_at(self) -> bytes | None:
-        """``created_at`` as DATETIME2."""
-        return self[9]  # type: ignore[return-value]
 
     def is_plain(self, due: Due) -> bool:
         """See OutboxRow."""
