@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test check fmt docs help
+.PHONY: bench bench-profile demo test check fmt docs help
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,12 @@ else
 	$(BIN)/python -m pytest -q tests/unit
 	$(BIN)/python -m pytest tests --ignore=tests/unit
 endif
+
+bench: $(STAMP) ## figures on a real MySQL and a real Kafka, short (ARGS="--rows 300000 --repeat 5", ARGS=--help)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-profile: $(STAMP) ## where the processor time of a row goes, step by step
+	$(BIN)/python -m tests.benchmarks profile $(ARGS)
 
 check: $(STAMP) ## ruff, mypy --strict, import direction
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from statistics import median
 
+from tests.benchmarks import latency, profile
 from tests.benchmarks.catchup import CatchUp, FilledOutbox
 from tests.benchmarks.relay import Variant
 from tests.benchmarks.servers import Servers, machine, servers
@@ -33,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--modes", nargs="*", default=["none", "status"], help="of writeback.mode")
     parser.add_argument("--readers", nargs="*", default=["auto"], help="of tail.reader")
+    parser.add_argument("--tls", action="store_true", help="read MySQL by TLS")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
     parser.add_argument("--against-modes", nargs="*", default=["status"], help="of the other checkout; '' for its own")
     parser.add_argument("--mysql", help="URL of a MySQL to use; its user must be able to create databases")
@@ -59,7 +61,7 @@ def _variants(arguments: argparse.Namespace) -> list[Variant]:
 def _catch_up(found: Servers, arguments: argparse.Namespace) -> None:
     for rows_each in arguments.rows_each:
         print(f"\ncatch-up, {arguments.rows:,} rows, {rows_each} a transaction; median (lowest … highest)", flush=True)
-        filled = FilledOutbox(found, rows=arguments.rows, rows_each=rows_each)
+        filled = FilledOutbox(found, rows=arguments.rows, rows_each=rows_each, tls=arguments.tls)
         variants = _variants(arguments)
         results: dict[str, list[CatchUp]] = {variant.name: [] for variant in variants}
         for _ in range(arguments.repeat):  # in turn, so that a busy minute hits all alike
@@ -83,11 +85,26 @@ def _spread(values: list[float], unit: str, digits: int = 1) -> str:
 
 
 def _latency(found: Servers, arguments: argparse.Namespace) -> None:
-    pass
+    for rate in arguments.rates:
+        print(f"\ncommit known to the application → record at a consumer, {rate:,} rows/s; medians of runs", flush=True)
+        for variant in _variants(arguments):
+            runs = [
+                latency.measure(found, variant, rows_per_second=rate, seconds=arguments.seconds)
+                for _ in range(arguments.repeat)
+            ]
+            print(
+                f"  {variant.name:24} p50 {_spread([run.p50 for run in runs], 'ms', 2)}"
+                f"  p99 {_spread([run.p99 for run in runs], 'ms', 2)}"
+                f"  highest {_spread([run.highest for run in runs], 'ms')}",
+                flush=True,
+            )
 
 
 def _profile(found: Servers, arguments: argparse.Namespace) -> None:
-    pass
+    for rows_each in arguments.rows_each:
+        print(f"\nCPU for a row by step, {arguments.rows:,} rows, {rows_each} a transaction", flush=True)
+        for step, microseconds in profile.by_step(found, rows=arguments.rows, rows_each=rows_each):
+            print(f"  {step:28} {microseconds:6.2f} µs", flush=True)
 
 
 if __name__ == "__main__":

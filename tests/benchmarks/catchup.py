@@ -10,6 +10,7 @@ from sqlalchemy import create_engine
 
 from cdc_relay.binlog.server import server_binlog
 from cdc_relay.checkpoint import Checkpoint
+from cdc_relay.reconcile import bytes_between
 from tests.benchmarks.load import Outbox
 from tests.benchmarks.relay import RelayProcess, Topic, Variant, checkpoint_at
 from tests.benchmarks.servers import Servers
@@ -36,17 +37,19 @@ class CatchUp:
 class FilledOutbox:
     """An outbox with rows committed after a known position."""
 
-    def __init__(self, servers: Servers, *, rows: int, rows_each: int) -> None:
+    def __init__(self, servers: Servers, *, rows: int, rows_each: int, tls: bool = False) -> None:
         self.servers = servers
         self.rows = rows
-        self.outbox = Outbox(servers.mysql_url)
+        self.outbox = Outbox(servers.mysql_url, tls=tls)
         engine = create_engine(self.outbox.url)
         with engine.connect() as connection:
             binlog = server_binlog(connection)
+            connection.rollback()
+            self.checkpoint: Checkpoint = checkpoint_at(binlog.server, binlog.head)
+            self.topic_name = f"bench-{uuid.uuid4().hex[:8]}"
+            self.outbox.fill(self.topic_name, rows=rows, rows_each=rows_each)
+            self.binlog_bytes = bytes_between(binlog.head, server_binlog(connection))
         engine.dispose()
-        self.checkpoint: Checkpoint = checkpoint_at(binlog.server, binlog.head)
-        self.topic_name = f"bench-{uuid.uuid4().hex[:8]}"
-        self.outbox.fill(self.topic_name, rows=rows, rows_each=rows_each)
 
     def run(self, variant: Variant, *, marks: bool) -> CatchUp:
         """One relay from the position before the rows until all have arrived, and are marked if it ``marks``."""

@@ -43,12 +43,15 @@ END
 class Outbox:
     """A database of its own with the outbox table in it."""
 
-    def __init__(self, server_url: str) -> None:
+    def __init__(self, server_url: str, *, tls: bool = False) -> None:
         self._name = f"bench_{uuid.uuid4().hex[:8]}"
         self._server = create_engine(server_url, isolation_level="AUTOCOMMIT")
         with self._server.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {self._name} CHARACTER SET utf8mb4"))
-        self.url = make_url(server_url).set(database=self._name).render_as_string(hide_password=False)
+        url = make_url(server_url).set(database=self._name)
+        if not tls:  # PyMySQL uses it wherever the server has it
+            url = url.update_query_dict({"ssl_disabled": "true"})
+        self.url = url.render_as_string(hide_password=False)
         self._engine = create_engine(self.url, isolation_level="AUTOCOMMIT")
         metadata = MetaData()
         outbox_table(metadata=metadata)
