@@ -162,6 +162,9 @@ class SweepSettings(_Section):
     takeover_after_s: Seconds = Field(
         30.0, description="publish fresh rows too when the tailer has made no progress for so long"
     )
+    redeliver_published_after_s: Annotated[float, Field(ge=0, le=86_400 * 365)] = Field(
+        900.0, description="send published rows again that are not consumed after so long; 0 = never"
+    )
 
 
 class RetrySettings(_Section):

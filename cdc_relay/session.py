@@ -228,6 +228,7 @@ class Session:
             zone=settings.database.zone,
             batch_rows=settings.sweep.batch_rows,
             lease_s=settings.sweep.lease_s,
+            redeliver_published_after_s=settings.sweep.redeliver_published_after_s,
         )
         while not self._intake_stopped.is_set():
             began = time.monotonic()

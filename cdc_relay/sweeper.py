@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
+from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.clock import due_bound, to_column
 from cdc_relay.outbox.envelope import encode
@@ -26,11 +27,16 @@ from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements, PendingRow
 from cdc_relay.parking import SharedParking
 
+log = get_logger(__name__)
+
 #: Due rows looked at in one run; the next run goes on with what is left.
 _SCAN_ROWS = 10_000
 
 #: Payload bytes read and sent together.
 _PAGE_BYTES = 16 * 2**20
+
+#: Seconds between two looks for rows that are published and not consumed: each reads all published ones in the index.
+_LOOK_FOR_UNCONSUMED_S = 30.0
 
 #: How often a sweep that waits for Kafka looks whether it must stop.
 _SETTLE_WAIT_S = 0.2
@@ -43,6 +49,14 @@ class TailProgress(NamedTuple):
     """The watermark; None when no tailer is known."""
     stalled: bool
     """It has made no progress for ``takeover_after_s``, so the sweep does its work too."""
+
+
+class _Awaited(NamedTuple):
+    """Fresh rows that were seen in the table before the binlog ended at ``head``: whose they are, shows when the tailer
+    has come so far."""
+
+    head: BinlogPosition
+    ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +90,12 @@ class Sweeper:
         zone: tzinfo,
         batch_rows: int,
         lease_s: float,
+        redeliver_published_after_s: float = 0.0,
     ) -> None:
         """``head`` asks the server where its binlog ends now. ``complete`` is ``StatusWriter.complete``.
 
         While a page waits for Kafka its leases are renewed by ``now``, until ``stopping`` says so.
+        ``redeliver_published_after_s``: 0 for never.
         """
         self._transaction = transaction
         self._statements = statements
@@ -94,6 +110,9 @@ class Sweeper:
         self._zone = zone
         self._batch_rows = batch_rows
         self._lease_s = lease_s
+        self._redeliver_after_s = redeliver_published_after_s
+        self._redeliver_at = datetime.min.replace(tzinfo=UTC)
+        self._awaited: _Awaited | None = None
 
     def run_once(self, now: datetime) -> SweepCounts:
         """Send what is due at ``now`` and wait until its statuses are written.
@@ -102,6 +121,7 @@ class Sweeper:
         """
         due = due_bound(now, self._zone)
         self._heal_parking()
+        redelivering = self._put_back_unconsumed(now)
         with self._transaction() as connection:
             waiting = self._statements.waiting(connection, due, _SCAN_ROWS)
             found = self._statements.due(connection, due, _SCAN_ROWS)
@@ -121,21 +141,31 @@ class Sweeper:
         self._metrics.sweep_rows.labels(outcome="held_back").inc(held_back)
         # At once while keys are held back: rows that come meanwhile are held back too, and the faster they are sent the
         # sooner a busy key is the tailer's again.
-        more = sent > 0 and (postponed > 0 or bool(self._parking) or len(found) == _SCAN_ROWS)
+        more = sent > 0 and (postponed > 0 or bool(self._parking) or len(found) == _SCAN_ROWS or redelivering)
         return SweepCounts(sent, held_back, left, more)
 
     def _without_the_tailers(self, found: list[PendingRow]) -> tuple[list[PendingRow], int]:
         """The rows that are the sweep's, and how many are the tailer's."""
-        fresh = sum(not row.held for row in found)
+        fresh = frozenset(row.id for row in found if not row.held)
         if not fresh:
             return found, 0
         # The order matters: the rows were seen first, then the head is asked for, then the watermark.
         head = self._head()
         progress = self._tail_progress()
-        if progress.stalled or (progress.position is not None and head <= progress.position <= self._head()):
-            # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
+        if progress.stalled:
             return found, 0
-        return [row for row in found if row.held], fresh
+        # On a busy server the watermark is always behind the head of now; it passes that of an earlier run.
+        awaited = self._awaited
+        if awaited is None or awaited.head > head:
+            awaited = _Awaited(head, fresh)
+        passed: frozenset[int] = frozenset()
+        if progress.position is not None and awaited.head <= progress.position <= self._head():
+            # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
+            passed = awaited.ids
+            awaited = _Awaited(head, fresh)
+        self._awaited = awaited
+        ours = [row for row in found if row.held or row.id in passed]
+        return ours, len(found) - len(ours)
 
     def _sweep_page(
         self, page: list[PendingRow], lowest_waiting: dict[bytes, int], due: datetime
@@ -201,6 +231,32 @@ class Sweeper:
         now = self._now()
         until = to_column(now + timedelta(seconds=self._lease_s), self._zone)
         self._statements.lease(connection, [row.id for row in rows], until, to_column(now, self._zone))
+
+    def _put_back_unconsumed(self, now: datetime) -> bool:
+        """Make rows pending again that were published long ago and are not consumed: Kafka may have lost their records.
+
+        True when there may be more of them. They take the way of all due rows from here on.
+        """
+        if not self._redeliver_after_s or now < self._redeliver_at:
+            return False
+        wall = to_column(now, self._zone)
+        before = to_column(now - timedelta(seconds=self._redeliver_after_s), self._zone)
+        with self._transaction() as connection:
+            ids = self._statements.lock_unconsumed(connection, before, self._batch_rows)
+            if ids:
+                self._statements.put_back(connection, ids, wall)
+        if ids:
+            self._metrics.sweep_rows.labels(outcome="redelivered").inc(len(ids))
+            log.warning(
+                f"{len(ids)} rows were published more than {self._redeliver_after_s:g} s ago and are not consumed; "
+                "they are sent again. Is the consumer running?",
+                action="redelivered",
+                rows=len(ids),
+            )
+        if len(ids) == self._batch_rows:
+            return True
+        self._redeliver_at = now + timedelta(seconds=min(_LOOK_FOR_UNCONSUMED_S, self._redeliver_after_s / 4))
+        return False
 
     def _heal_parking(self) -> None:
         """An operator, or another program, may have ended a row that holds its key back."""

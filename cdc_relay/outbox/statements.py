@@ -206,6 +206,34 @@ class OutboxStatements:
         found = connection.execute(_with_ids(sql), {"ids": list(ids), "due_bound": due_bound})
         return [_row(row) for row in found]
 
+    def lock_unconsumed(self, connection: Connection, published_before: datetime, limit: int) -> list[int]:
+        """Lock up to ``limit`` rows that are published since before that time, passing over locked ones; their ids,
+        lowest first. Changes nothing by itself: ``put_back`` follows in the same transaction.
+        """
+        sql = (
+            f"SELECT id FROM {self.table} WHERE status = 'published' AND published_at <= :before "
+            "ORDER BY id LIMIT :limit"
+        )
+        found = connection.execute(text(sql), {"before": published_before, "limit": limit})
+        ids = [int(row_id) for row_id in found.scalars()]
+        if not ids:
+            return []
+        # By id, since to lock while looking for them would lock every published row.
+        sql = (
+            f"SELECT id FROM {self.table} WHERE id IN :ids AND status = 'published' AND published_at <= :before "
+            "ORDER BY id FOR UPDATE SKIP LOCKED"
+        )
+        locked = connection.execute(_with_ids(sql), {"ids": ids, "before": published_before})
+        return [int(row_id) for row_id in locked.scalars()]
+
+    def put_back(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
+        """published -> pending, by the relay, for locked rows to be sent once more; ``retry_count`` stays."""
+        sql = (
+            f"UPDATE {self.table} SET next_retry_at = :now, published_at = NULL, updated_at = :now, status = 'pending' "
+            "WHERE id IN :ids AND status = 'published'"
+        )
+        return connection.execute(_with_ids(sql), {"ids": list(ids), "now": now}).rowcount
+
     def lease(self, connection: Connection, ids: Sequence[int], until: datetime, now: datetime) -> int:
         """pending -> pending: keep locked rows from every other sweep until ``until``, and renew the delivery token."""
         sql = (

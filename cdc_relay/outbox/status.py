@@ -23,7 +23,7 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     # pending -> consumed: the consumer may be faster than the relay's write-back.
     # pending -> pending: a failed attempt, with a later next_retry_at.
     Status.PENDING: frozenset({Status.PENDING, Status.PUBLISHED, Status.CONSUMED, Status.DEAD}),
-    # published -> pending: the consumer failed and schedules a retry.
+    # published -> pending: the consumer failed and schedules a retry, or none consumes it and the relay sends it anew.
     Status.PUBLISHED: frozenset({Status.PENDING, Status.CONSUMED, Status.DEAD}),
     Status.CONSUMED: frozenset(),
     # Only by `cdc-relay dead requeue`.

@@ -154,6 +154,7 @@ AGAIN, DEAD = NextAttempt(1, LATER), NextAttempt(1, None)
 PENDING, PUBLISHED, CONSUMED = Status.PENDING, Status.PUBLISHED, Status.CONSUMED
 
 CASES: dict[str, Case] = {
+    "put_back": Case(lambda s, c, i: s.put_back(c, [i], NOW), {PUBLISHED: PENDING}),
     "lease": Case(lambda s, c, i: s.lease(c, [i], LATER, NOW), {PENDING: PENDING}),
     "mark_published": Case(
         lambda s, c, i: s.mark_published(c, [i], 0, NOW),
@@ -254,6 +255,19 @@ def test_consumed_keeps_the_time_at_which_it_was_published(outbox: Outbox) -> No
     row_id = outbox.insert(status="published", published_at=BEFORE)
     outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
     assert outbox.row(row_id)["published_at"] == BEFORE
+
+
+def test_only_rows_published_before_the_time_given_are_put_back_lowest_first_and_as_they_were(outbox: Outbox) -> None:
+    old = [outbox.insert(status="published", published_at=BEFORE, retry_count=2) for _ in range(3)]
+    outbox.insert(status="published", published_at=LATER)
+    outbox.insert(status="pending", published_at=BEFORE)
+    outbox.insert(status="consumed", published_at=BEFORE)
+    found = outbox.do(lambda c: outbox.statements.lock_unconsumed(c, NOW, 2))
+    assert found == old[:2]
+    outbox.do(lambda c: outbox.statements.put_back(c, found, NOW))
+    row = outbox.row(old[0])
+    assert (row["published_at"], row["next_retry_at"], row["retry_count"]) == (None, NOW, 2)
+    assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, NOW, 10)) == old[2:]
 
 
 @pytest.mark.parametrize("by", ["mark_undelivered", "mark_failed"])
