@@ -99,6 +99,7 @@ class Tailer:
         self._encode = Encoder(zone).encode
         self._untouched = UntouchedRows(untouched) if untouched else None
         self._settled_until: BinlogPosition | None = head()
+        self._reached = watermark.position
         self._caught_up_to: BinlogPosition | None = None
 
     def run_once(self, now: datetime) -> int:
@@ -113,6 +114,7 @@ class Tailer:
         sent = 0
         for batch in self._source.read():
             sent += self._deliver(batch, now, "tail")
+            self._reached = batch.end or self._reached
             if batch.unreadable and not self._is_caught_up(batch.end):
                 # Its rows must not be overtaken, so they are sent from the table before anything else is.
                 hold = self._watermark.track(batch.end, committed_at=batch.committed_at, rows=0, size=0)
@@ -164,7 +166,7 @@ class Tailer:
         if rows and path == "tail" and (batch.doubtful or not self._is_unsent(batch)):
             rows = self._committed(rows)
         ticket = self._watermark.track(
-            batch.end if not batch.unreadable else None,
+            batch.end if not batch.unreadable or self._is_caught_up(batch.end) else None,
             committed_at=batch.committed_at,
             rows=len(rows),
             size=batch.size if rows else 0,
@@ -211,21 +213,19 @@ class Tailer:
 
     def _is_unsent(self, batch: TransactionBatch) -> bool:
         """Whether it is certain that no row of the batch was sent before."""
-        if not self._may_have_been_sent(batch.end):
+        if not self._may_have_been_sent():
             return True
         return self._untouched is not None and self._untouched.has_all([row.id for row in batch.rows])
 
-    def _may_have_been_sent(self, end: BinlogPosition | None) -> bool:
-        if self._settled_until is None:
-            return False
-        if end is not None and end > self._settled_until:
+    def _may_have_been_sent(self) -> bool:
+        # Where the batch begins counts, not where it ends: it may hold transactions from before and behind.
+        if self._settled_until is not None and self._reached >= self._settled_until:
             self._settled_until = None
-            return False
-        return True
+        return self._settled_until is not None
 
     def _committed(self, rows: list[OutboxRow]) -> list[OutboxRow]:
         """The rows as the table has them, in the order of the binlog; those that are gone are left out."""
-        ids = [row.id for row in rows]
+        ids = list(dict.fromkeys(row.id for row in rows))  # one may have been inserted, deleted and inserted again
         found: dict[int, OutboxRow] = {}
         for at in range(0, len(ids), _LOOKUP_ROWS):
             found |= {row.id: row for row in self._look_up(ids[at : at + _LOOKUP_ROWS])}
