@@ -86,6 +86,9 @@ class Rig:
         self.head = at(head)
         self.writes = True
         """Whether statuses can be written now."""
+        self.writes_every = 1
+        """How many waits of the tailer it takes until statuses are written."""
+        self.waits = 0
         self.stop_after: int | None = None
         """How many waits from now on there is a stop."""
         self.tailer = Tailer(
@@ -104,7 +107,9 @@ class Rig:
 
     def wait(self, seconds: float) -> bool:
         """Meanwhile the other thread works."""
-        self.write()
+        self.waits += 1
+        if self.waits % self.writes_every == 0:
+            self.write()
         if self.stop_after is not None:
             self.stop_after -= 1
             assert self.stop_after > -1000, "it does not stop"
@@ -509,8 +514,8 @@ def test_rows_that_become_visible_while_the_table_is_caught_up_from_are_sent_too
 
 def test_rows_sent_from_the_table_are_not_sent_again_when_the_binlog_comes_to_them() -> None:
     for untouched in (False, True):
-        rig = Rig([batch(1, end=50), batch(end=100, unreadable=True)], [batch(2, 3, end=200)], untouched=untouched)
-        rig.head = at(200)
+        reads = [batch(1, end=50), batch(end=100, unreadable=True)], [batch(2, 3, end=200)]
+        rig = Rig(*reads, head=200, untouched=untouched)
         rig.table.add(outbox_row(1), outbox_row(2), outbox_row(3))
         rig.run()
         assert rig.sent == [1, 2, 3]
@@ -525,6 +530,7 @@ def test_catching_up_sends_what_is_pending_in_id_order() -> None:
     rig.table.add(*(outbox_row(n) for n in (9, 2, 5, 7, 11)), outbox_row(3, status="published"))
     assert rig.tailer.catch_up(NOW)
     assert rig.sent == [2, 5, 7, 9, 11]
+    assert rig.watermark.idle
     assert {delivery.path for delivery in rig.settled} == {"reconcile"}
     assert rig.watermark.position == at(0)  # a session that catches up begins at the head
 
@@ -544,8 +550,10 @@ def test_catching_up_leaves_scheduled_and_tried_rows_to_the_sweep_and_holds_the_
     assert rig.parking.waiting(10) == [1, 2, 5, 6]
 
 
-def test_catching_up_waits_while_too_much_is_in_flight() -> None:
+@pytest.mark.parametrize("writes_every", [1, 2, 7])
+def test_catching_up_waits_while_too_much_is_in_flight(writes_every: int) -> None:
     rig = Rig(head=100, max_rows=4)
+    rig.writes_every = writes_every
     rig.table.add(*(outbox_row(n) for n in range(1, 50)))
     most = 0
     track = rig.watermark.track
@@ -570,9 +578,11 @@ def test_a_stop_ends_the_catching_up_anywhere(waits: int) -> None:
     assert not rig.tailer.catch_up(NOW)
 
 
-def test_what_is_under_way_is_written_before_the_table_is_asked() -> None:
+@pytest.mark.parametrize("writes_every", [1, 2, 7])
+def test_what_is_under_way_is_written_before_the_table_is_asked(writes_every: int) -> None:
     """Or it would still be pending there, and be sent twice."""
     rig = Rig([batch(1, end=100), batch(end=200, unreadable=True)], head=50)
+    rig.writes_every = writes_every
     rig.table.add(outbox_row(1), outbox_row(2))
     rig.run()
     assert rig.sent == [1, 2]
@@ -606,6 +616,7 @@ def test_whatever_happened_each_pending_row_is_sent_once_and_in_order_per_key(
             batches.append(batch(*([] if unreadable else new), end=offset, unreadable=unreadable, doubtful=doubtful))
         reads.append(batches)
     rig = Rig(*reads, head=head, max_rows=chance.choice([1, 5, 1000]), untouched=untouched)
+    rig.writes_every = chance.choice([1, 3])
     already = {row.id for row in rows if row.id not in unsettled and chance.random() < 0.3}
     rig.table.add(*(row._replace(status="published") if row.id in already else row for row in rows))
     rig.head = at(max(offset, head))
