@@ -109,13 +109,18 @@ class PendingRows:
         self._transaction = transaction
         self._statements = statements
         self._after = 0
+        # A row that is inserted later may follow one of its key that commits after its page was read, with a lower id.
+        # Up to the highest id committed at the beginning, whatever comes before a row of its key has long been seen.
+        self._until: int | None = None
         self.exhausted = False
         """Whether every row that was pending has been given."""
 
     def read(self) -> list[TransactionBatch]:
         """See tailer.PendingSource."""
         with self._transaction() as connection:
-            page = self._statements.pending_page(connection, self._after, _PAGE_ROWS)
+            if self._until is None:
+                self._until = self._statements.last_id(connection)
+            page = self._statements.pending_page(connection, self._after, _PAGE_ROWS, self._until)
             if not page:
                 self.exhausted = True
                 return []

@@ -117,13 +117,20 @@ class OutboxStatements:
             return range(int(lowest), int(highest) + 1)
         return set(map(int, connection.execute(text(f"SELECT id {where}"), values).scalars()))
 
-    def pending_page(self, connection: Connection, after_id: int, limit: int) -> list[PendingRow]:
-        """The next ``limit`` pending rows in id order, by keyset. Changes nothing."""
+    def last_id(self, connection: Connection) -> int:
+        """The highest id that is committed; 0 in an empty table. Changes nothing."""
+        return int(connection.execute(text(f"SELECT COALESCE(MAX(id), 0) FROM {self.table}")).scalar_one())
+
+    def pending_page(
+        self, connection: Connection, after_id: int, limit: int, until_id: int = 2**63 - 1
+    ) -> list[PendingRow]:
+        """The next ``limit`` pending rows up to ``until_id`` in id order, by keyset. Changes nothing."""
         sql = (
             f"SELECT id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size FROM {self.table} FORCE INDEX (PRIMARY) "
-            "WHERE id > :after_id AND status = 'pending' ORDER BY id LIMIT :limit"
+            "WHERE id > :after_id AND id <= :until_id AND status = 'pending' ORDER BY id LIMIT :limit"
         )
-        return [_pending(found) for found in connection.execute(text(sql), {"after_id": after_id, "limit": limit})]
+        values = {"after_id": after_id, "until_id": until_id, "limit": limit}
+        return [_pending(found) for found in connection.execute(text(sql), values)]
 
     def due(self, connection: Connection, due_bound: datetime, limit: int) -> list[PendingRow]:
         """The lowest ``limit`` due rows in id order. Changes nothing.
