@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.error import URLError
@@ -127,3 +129,16 @@ class Program:
         if error is not None:
             print(f"--- the end of the log of {self.name}:\n{self.log_tail(60)}")
         self.close()
+
+
+@contextmanager
+def launched(program: Program, **faults: str) -> Iterator[None]:
+    """Starts within the block go through ``launch.py``, with these FAULT_ variables."""
+    argv, settings = program.argv, program.settings
+    module = {"cdc_relay": "cdc_relay.cli"}.get(argv[1], argv[1])
+    program.argv = ["-m", "tests.e2e.launch", module, *argv[2:]]
+    program.settings = settings | faults | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    try:
+        yield
+    finally:
+        program.argv, program.settings = argv, settings

@@ -1,0 +1,71 @@
+"""SIGKILL at any moment: a restart makes at most the rows in flight twice in Kafka, and none twice in the history."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cdc_relay.embedded.kafka import KafkaBroker
+from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.programs import launched
+from tests.e2e.stack import Stack, stack_on
+from tests.harness import eventually
+
+IN_FLIGHT = 300
+#: The largest transaction of the writers, which is let in whole.
+MORE = 60
+
+
+@pytest.fixture
+def stack(mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path) -> Iterator[Stack]:
+    settings = {"tail__max_in_flight_rows": IN_FLIGHT, "checkpoint__interval_s": 0.05}
+    with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
+        yield stack
+
+
+def kill_in_a_loop(stack: Stack, names: list[str], *, times: int, seed: int) -> None:
+    """Kill and restart while writers write: mostly programs at work, now and then one that is just starting."""
+    chance = random.Random(seed)
+    stack.start()
+    writers = stack.write(pause_s=(0.0, 0.02))
+    for _ in range(times):
+        time.sleep(chance.uniform(0.1, 2.0))
+        for name in names:
+            program = getattr(stack, name)
+            program.kill()
+            program.start(wait=False)
+    writers.stop()
+
+
+def test_the_relay_is_killed_again_and_again(stack: Stack) -> None:
+    kill_in_a_loop(stack, ["relay"], times=8, seed=1)
+    stack.verdict().require_good(duplicates=8 * (IN_FLIGHT + MORE))
+
+
+def test_the_consumer_is_killed_again_and_again(stack: Stack) -> None:
+    kill_in_a_loop(stack, ["consumer"], times=6, seed=2)
+    stack.verdict().require_good(duplicates=0)
+
+
+def test_both_are_killed_again_and_again(stack: Stack) -> None:
+    kill_in_a_loop(stack, ["consumer", "relay"], times=6, seed=3)
+    stack.verdict().require_good(duplicates=6 * (IN_FLIGHT + MORE))
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace", "folder"])
+def test_the_relay_is_killed_in_the_middle_of_writing_the_checkpoint(stack: Stack, step: str) -> None:
+    with launched(stack.relay, FAULT_DIE_IN_CHECKPOINT=step):
+        stack.relay.start(wait=False)
+        writers = stack.write(pause_s=(0.0, 0.02))
+        assert stack.relay.wait_ended() == -9
+    starts = len(stack.relay.said("start"))
+    stack.start()
+    eventually(lambda: stack.relay.is_ready(), "the relay ready")
+    writers.stop()
+    stack.verdict().require_good(duplicates=IN_FLIGHT + MORE)
+    # Whatever the step, the checkpoint is whole: the one before or the new one.
+    assert len(stack.relay.said("start")) == starts + 1
