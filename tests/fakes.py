@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.checkpoint import Checkpoint
 from cdc_relay.errors import CheckpointError, KafkaUnavailable, PoisonRow, RetryableRow, RowError
+from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.envelope import Record
+from cdc_relay.outbox.row import LockedRow, OutboxRow
+from cdc_relay.outbox.statements import HELD_BACK, PARKED, PendingRow, WaitingRow
 
 Report = Callable[[Any, Any], None]
 
@@ -153,3 +158,178 @@ class FakeSource:
         if isinstance(following, Exception):
             raise following
         return following
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row of a ``FakeOutboxTable``."""
+
+    id: int
+    message_key: bytes = b""
+    status: str = "pending"
+    retry_count: int = 0
+    max_retry: int = 20
+    next_retry_at: datetime | None = None
+    last_error: str | None = None
+    published_at: datetime | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    topic: str = "t"
+    payload: bytes = b"{}"
+
+    @property
+    def held(self) -> bool:
+        return self.retry_count > 0 or self.published_at is not None or bool(self.last_error)
+
+    @property
+    def parked(self) -> bool:
+        return (self.last_error or "").startswith(PARKED[:7])
+
+    @property
+    def as_row(self) -> OutboxRow:
+        return OutboxRow(
+            self.id, "b", self.topic, self.message_key, self.payload, self.status, self.retry_count, self.max_retry,
+            self.next_retry_at, self.created_at, self.held,
+        )  # fmt: skip
+
+    def is_due(self, bound: datetime) -> bool:
+        return self.status == "pending" and (self.next_retry_at is None or self.next_retry_at <= bound)
+
+
+class FakeOutboxTable:
+    """The outbox table in memory, and what the sweep and the status writer do to it (``OutboxStatements``).
+
+    Every statement takes the "connection" first, which is the table itself. ``transaction`` undoes what it has done
+    when it ends in an exception; ``fails`` and ``loses_the_answer`` let the next ones end so.
+    """
+
+    def __init__(self, *rows: StoredRow) -> None:
+        self.rows = {row.id: row for row in rows}
+        self.locked: set[int] = set()
+        """Rows that someone else holds locked: passed over by whoever skips those."""
+        self.fails: Exception | None = None
+        """What the next transactions end with, undone."""
+        self.loses_the_answer: Exception | None = None
+        """What the next transaction ends with although it is committed."""
+        self.committed = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        before = dict(self.rows)
+        try:
+            yield self
+            if self.fails is not None:
+                raise self.fails
+        except BaseException:
+            self.rows = before
+            raise
+        self.committed += 1
+        if self.loses_the_answer is not None:
+            lost, self.loses_the_answer = self.loses_the_answer, None
+            raise lost
+
+    # --- reading ---
+
+    def read(self, _: Any, ids: Sequence[int]) -> list[OutboxRow]:
+        return [self.rows[row_id].as_row for row_id in sorted(set(ids)) if row_id in self.rows]
+
+    def due(self, _: Any, due_bound: datetime, limit: int) -> list[PendingRow]:
+        found = sorted((row for row in self.rows.values() if row.is_due(due_bound)), key=lambda row: row.id)
+        return [PendingRow(row.id, row.held, len(row.payload)) for row in found[:limit]]
+
+    def waiting(self, _: Any, due_bound: datetime, limit: int) -> list[WaitingRow]:
+        found = sorted(
+            row.id
+            for row in self.rows.values()
+            if row.status == "pending"
+            and row.next_retry_at is not None
+            and row.next_retry_at > due_bound
+            and (row.retry_count > 0 or row.last_error)
+        )
+        return [WaitingRow(row_id, self.rows[row_id].message_key) for row_id in found[:limit]]
+
+    def held_rows(self, _: Any) -> list[WaitingRow]:
+        return [WaitingRow(r.id, r.message_key) for r in self.rows.values() if r.status == "pending" and r.held]
+
+    def still_pending(self, _: Any, ids: Iterable[int]) -> set[int]:
+        return {row_id for row_id in ids if row_id in self.rows and self.rows[row_id].status == "pending"}
+
+    # --- locking ---
+
+    def lock_due(self, _: Any, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
+        found = [self.rows[row_id] for row_id in sorted(set(ids)) if row_id in self.rows and row_id not in self.locked]
+        return [row.as_row for row in found if row.is_due(due_bound)]
+
+    def lock_rows(self, _: Any, ids: Sequence[int]) -> dict[int, LockedRow]:
+        return {
+            row.id: LockedRow(
+                row.id, row.message_key, row.status, row.retry_count, row.max_retry, row.next_retry_at,
+                row.published_at, row.created_at,
+            )
+            for row in (self.rows[row_id] for row_id in ids if row_id in self.rows)
+        }  # fmt: skip
+
+    def lock_unconsumed(self, _: Any, published_before: datetime, limit: int) -> list[int]:
+        found = sorted(
+            row.id
+            for row in self.rows.values()
+            if row.status == "published" and row.published_at is not None and row.published_at <= published_before
+        )
+        return [row_id for row_id in found[:limit] if row_id not in self.locked]
+
+    # --- writing ---
+
+    def put_back(self, _: Any, ids: Sequence[int], now: datetime) -> int:
+        changes = {"status": "pending", "next_retry_at": now, "published_at": None, "updated_at": now}
+        return self._write(ids, lambda row: changes if row.status == "published" else None)
+
+    def lease(self, _: Any, ids: Sequence[int], until: datetime, now: datetime) -> int:
+        changes = {"next_retry_at": until, "published_at": None, "updated_at": now}
+        return self._write(ids, lambda row: changes if row.status == "pending" else None)
+
+    def mark_published(self, _: Any, ids: Sequence[int], retry_count: int, now: datetime) -> int:
+        def changes(row: StoredRow) -> dict[str, Any] | None:
+            if row.published_at is not None:
+                return None
+            filled = {"published_at": now, "updated_at": now}
+            if row.status == "pending" and row.retry_count == retry_count:
+                error = row.last_error if row.parked else None
+                return filled | {"status": "published", "next_retry_at": None, "last_error": error}
+            return filled if row.status in ("published", "consumed") else None
+
+        return self._write(ids, changes)
+
+    def mark_undelivered(
+        self, _: Any, row_id: int, retry_count: int, attempt: NextAttempt, reason: str, now: datetime
+    ) -> int:
+        changes = {
+            "retry_count": attempt.retry_count,
+            "next_retry_at": attempt.at,
+            "last_error": cut_error(reason),
+            "updated_at": now,
+            "status": "dead" if attempt.at is None else "pending",
+        }
+        return self._write(
+            [row_id], lambda row: changes if row.status == "pending" and row.retry_count == retry_count else None
+        )
+
+    def hold_back(self, _: Any, ids: Sequence[int], behind: int, now: datetime) -> int:
+        changes = {"last_error": f"{HELD_BACK} (id {behind})", "updated_at": now}
+        return self._write(
+            ids,
+            lambda row: (
+                changes
+                if row.status == "pending" and row.retry_count == 0 and row.published_at is None and not row.parked
+                else None
+            ),
+        )
+
+    def _write(self, ids: Iterable[int], changes: Callable[[StoredRow], dict[str, Any] | None]) -> int:
+        count = 0
+        for row_id in set(ids):
+            row = self.rows.get(row_id)
+            made = changes(row) if row is not None else None
+            if row is not None and made is not None:
+                self.rows[row_id] = replace(row, **made)
+                count += self.rows[row_id] != row
+        return count
