@@ -113,6 +113,7 @@ class Sweeper:
         self._redeliver_after_s = redeliver_published_after_s
         self._redeliver_at = datetime.min.replace(tzinfo=UTC)
         self._awaited: _Awaited | None = None
+        self._gone: set[int] = set()
 
     def run_once(self, now: datetime) -> SweepCounts:
         """Send what is due at ``now`` and wait until its statuses are written.
@@ -159,10 +160,12 @@ class Sweeper:
         if awaited is None or awaited.head > head:
             awaited = _Awaited(head, fresh)
         passed: frozenset[int] = frozenset()
-        if progress.position is not None and awaited.head <= progress.position <= self._head():
-            # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
-            passed = awaited.ids
-            awaited = _Awaited(head, fresh)
+        # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
+        if progress.position is not None and progress.position <= self._head():
+            if progress.position >= head:
+                passed, awaited = fresh, None
+            elif progress.position >= awaited.head:
+                passed, awaited = awaited.ids, _Awaited(head, fresh)
         self._awaited = awaited
         ours = [row for row in found if row.held or row.id in passed]
         return ours, len(found) - len(ours)
@@ -261,11 +264,13 @@ class Sweeper:
     def _heal_parking(self) -> None:
         """An operator, or another program, may have ended a row that holds its key back."""
         waiting = self._parking.waiting(_SCAN_ROWS)
-        if not waiting:
-            return
-        with self._transaction() as connection:
-            pending = self._statements.still_pending(connection, waiting)
-        self._parking.release(set(waiting) - pending)
+        gone: set[int] = set()
+        if waiting:
+            with self._transaction() as connection:
+                gone = set(waiting) - self._statements.still_pending(connection, waiting)
+            # Seen twice: a row that the tailer holds stands in the binlog a moment before the table shows it to others.
+            self._parking.release(gone & self._gone)
+        self._gone = gone
 
 
 def _pages(rows: list[PendingRow], batch_rows: int) -> Iterator[list[PendingRow]]:
