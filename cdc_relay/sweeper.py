@@ -132,10 +132,11 @@ class Sweeper:
             if key:
                 lowest_waiting.setdefault(key, row_id)
         sent = held_back = postponed = 0
+        left_behind: set[bytes] = set()
         for page in _pages(ours, self._batch_rows):
             if self._stopping():
                 break
-            page_sent, page_held, page_postponed = self._sweep_page(page, lowest_waiting, due)
+            page_sent, page_held, page_postponed = self._sweep_page(page, lowest_waiting, left_behind, due)
             sent, held_back, postponed = sent + page_sent, held_back + page_held, postponed + page_postponed
         self._metrics.sweep_runs.inc()
         self._metrics.sweep_rows.labels(outcome="sent").inc(sent)
@@ -171,9 +172,12 @@ class Sweeper:
         return ours, len(found) - len(ours)
 
     def _sweep_page(
-        self, page: list[PendingRow], lowest_waiting: dict[bytes, int], due: datetime
+        self, page: list[PendingRow], lowest_waiting: dict[bytes, int], left_behind: set[bytes], due: datetime
     ) -> tuple[int, int, int]:
-        """Lease and send one page: rows sent, held back, and postponed to the next run."""
+        """Lease and send one page: rows sent, held back, and postponed to the next run.
+
+        ``left_behind`` are the keys of which this run, in this page or an earlier one, did not send a row.
+        """
         rows: list[OutboxRow] = []
         going: set[int] = set()
         held_back = postponed = 0
@@ -183,8 +187,12 @@ class Sweeper:
                 key = row.message_key
                 if key in tried_again:
                     postponed += 1  # the row before it may fail again
+                    left_behind.add(key)
                 elif self._is_blocked(row, lowest_waiting, going):
                     held_back += 1
+                    left_behind.add(key)
+                elif key in left_behind:
+                    postponed += 1
                 else:
                     rows.append(row)
                     going.add(row.id)

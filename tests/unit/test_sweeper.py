@@ -401,6 +401,30 @@ def test_behind_a_row_that_is_tried_again_its_key_is_postponed_to_the_next_run()
     assert rig.sent == [1, 3, 2]
 
 
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 100])
+def test_a_page_does_not_overtake_what_the_page_before_it_left(batch_rows: int) -> None:
+    rig = Rig(*(tried(n, "a") for n in range(1, 8)), batch_rows=batch_rows)
+    while rig.sweep().more:
+        pass
+    assert rig.sent == list(range(1, 8))
+
+
+def test_a_key_that_becomes_free_between_two_pages_is_left_to_the_next_run() -> None:
+    rig = Rig(tried(2, "a"), tried(3, "b"), tried(4, "a"), batch_rows=1)
+    rig.parking.hold(b"a", 1)
+
+    def free() -> None:
+        if rig.sent == [3]:
+            rig.parking.release([1])
+
+    rig.on_wait = free
+    rig.sweep()
+    assert rig.sent == [3]
+    rig.sweep()
+    rig.sweep()
+    assert rig.sent == [3, 2, 4]
+
+
 def test_rows_held_back_go_together_once_the_one_before_them_is_sent() -> None:
     """They were never tried themselves, so they need not go one by one."""
     behind = [StoredRow(n, b"a", last_error="held back", next_retry_at=WALL) for n in range(2, 30)]
