@@ -131,6 +131,10 @@ class CheckpointSettings(_Section):
 class TailSettings(_Section):
     """Following the binlog."""
 
+    reader: Literal["auto", "wire", "library"] = Field(
+        "auto",
+        description="wire: read the socket; library: read by mysql-replication; auto: wire where that can be done",
+    )
     server_id: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = Field(
         None, description="must differ from every replica's; chosen at random when unset"
     )
@@ -183,6 +187,10 @@ class RetrySettings(_Section):
 class WritebackSettings(_Section):
     """Writing `published` back to the table."""
 
+    mode: Literal["status", "none"] = Field(
+        "status",
+        description="status: mark every row; none: leave what the binlog brought to the consumer, which marks it",
+    )
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="rows marked by one UPDATE")
 
 
@@ -233,6 +241,14 @@ class Settings(_Section):
     consumer: ConsumerSettings = ConsumerSettings()
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _rows_left_pending_come_back(self) -> Settings:
+        if self.writeback.mode == "none" and not self.sweep.redeliver_published_after_s:
+            raise ValueError(
+                "writeback.mode = none needs sweep.redeliver_published_after_s, or missed rows stay unsent"
+            )
+        return self
 
     def masked(self) -> dict[str, Any]:
         """The settings as plain values with every secret replaced by ``***``: for logs and ``--print``."""
@@ -345,7 +361,8 @@ def _explain(problem: Any, layers: list[_Layer], environ: Mapping[str, str]) -> 
         lookalike = ENV_PREFIX + "_".join(path).upper()
         hint = f"; {lookalike} is set, did you mean {variable}?" if lookalike in environ else ""
         return f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
-    return f"{setting}: {message}{_shown(path, problem['input'])} (from {found[1]})"
+    where = f"{setting}: " if setting else ""  # a rule between sections names its settings itself
+    return f"{where}{message}{_shown(path, problem['input'])} (from {found[1]})"
 
 
 def _given(layer: _Layer, location: tuple[str | int, ...]) -> tuple[list[str], str] | None:

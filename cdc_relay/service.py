@@ -13,12 +13,12 @@ from dataclasses import replace
 from threading import Event
 
 from cdc_relay.admin.server import AdminServer, Health
-from cdc_relay.binlog.connection import DumpConnection
+from cdc_relay.binlog.connection import DumpConnection, choose_reader
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
 from cdc_relay.binlog.rows import DescribedColumn
 from cdc_relay.binlog.server import describe_table, server_binlog
-from cdc_relay.binlog.source import BinlogSource
+from cdc_relay.binlog.source import BinlogSource, LibrarySource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import Settings
@@ -70,6 +70,7 @@ class RelayService:
         self._unsupported_once = OncePerKind(log)
         self._store = FileCheckpointStore(settings.checkpoint.path)
         self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
+        self._reader = choose_reader(settings.tail.reader)
         self._publisher: KafkaPublisher | None = None
         self._batch_bytes = BATCH_BYTES
         self._session: Session | None = None
@@ -90,6 +91,7 @@ class RelayService:
                 zone=settings.database.zone,
                 backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
                 batch_rows=settings.writeback.batch_rows,
+                marks_tailed=settings.writeback.mode == "status",
             ),
             checkpointer=Checkpointer(self._store, settings.checkpoint.interval_s, self._leadership.check),
             metrics=self._metrics,
@@ -222,7 +224,12 @@ class RelayService:
         if not self._tail:
             return start
         if start.reconcile is None:
-            log.info(f"tailing from the checkpoint {start.position}", action="start", position=str(start.position))
+            log.info(
+                f"tailing from the checkpoint {start.position}",
+                action="start",
+                position=str(start.position),
+                reader=self._reader,
+            )
         else:
             self._metrics.reconciles.labels(reason=start.reconcile).inc()
             log.info(
@@ -230,6 +237,7 @@ class RelayService:
                 action="reconcile",
                 reason=start.reconcile,
                 position=str(start.position),
+                reader=self._reader,
             )
         return start
 
@@ -239,7 +247,8 @@ class RelayService:
 
         def open_reader(at: BinlogPosition, file_created_at: int) -> BinlogSource:
             dump = DumpConnection(settings.database, settings.tail, self._server_id, at, binlog.server)
-            return BinlogSource(dump, at, tables, on_unsupported=self._on_unsupported, file_created_at=file_created_at)
+            source = BinlogSource if self._reader == "wire" else LibrarySource
+            return source(dump, at, tables, on_unsupported=self._on_unsupported, file_created_at=file_created_at)
 
         return ReconnectingSource(
             open_reader,
@@ -330,6 +339,7 @@ class RelayService:
         state: dict[str, object] = {"name": self._settings.name, "role": self._role}
         if session is not None:
             state |= {
+                "reader": self._reader,
                 "position": str(session.watermark.position),
                 "rows in flight": session.watermark.in_flight_rows,
                 "keys held back": self._parts.parking.keys,

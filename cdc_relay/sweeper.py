@@ -91,11 +91,13 @@ class Sweeper:
         batch_rows: int,
         lease_s: float,
         redeliver_published_after_s: float = 0.0,
+        marks_tailed: bool = True,
     ) -> None:
         """``head`` asks the server where its binlog ends now. ``complete`` is ``StatusWriter.complete``.
 
         While a page waits for Kafka its leases are renewed by ``now``, until ``stopping`` says so.
-        ``redeliver_published_after_s``: 0 for never.
+        ``redeliver_published_after_s``: 0 for never. Without ``marks_tailed`` the tailer's rows stay pending until a
+        consumer marks them; those that are pending so long after they were written are sent again, and marked.
         """
         self._transaction = transaction
         self._statements = statements
@@ -114,6 +116,7 @@ class Sweeper:
         self._redeliver_at = datetime.min.replace(tzinfo=UTC)
         self._awaited: _Awaited | None = None
         self._gone: set[int] = set()
+        self._marks_tailed = marks_tailed
 
     def run_once(self, now: datetime) -> SweepCounts:
         """Send what is due at ``now`` and wait until its statuses are written.
@@ -125,7 +128,11 @@ class Sweeper:
         redelivering = self._put_back_unconsumed(now)
         with self._transaction() as connection:
             waiting = self._statements.waiting(connection, due, _SCAN_ROWS)
-            found = self._statements.due(connection, due, _SCAN_ROWS)
+            if self._marks_tailed:
+                found = self._statements.due(connection, due, _SCAN_ROWS)
+            else:
+                sent_bound = due_bound(now - timedelta(seconds=self._redeliver_after_s), self._zone)
+                found = self._statements.due_unmarked(connection, due, sent_bound, _SCAN_ROWS)
         ours, left = self._without_the_tailers(found)
         lowest_waiting: dict[bytes, int] = {}
         for row_id, key in waiting:

@@ -44,7 +44,12 @@ class StatusWriter:
         zone: tzinfo,
         backoff: Backoff,
         batch_rows: int,
+        marks_tailed: bool = True,
     ) -> None:
+        """``marks_tailed`` is false when rows that the binlog brought are not to be marked (``writeback.mode = none``):
+        Kafka's acknowledgement and the checkpoint say then that they were published. What was sent from the table is
+        marked there all the same, so that it is not found there again.
+        """
         self._transaction = transaction
         self._statements = statements
         self._parking = parking
@@ -52,9 +57,11 @@ class StatusWriter:
         self._zone = zone
         self._backoff = backoff
         self._batch_rows = batch_rows
+        self._marks_tailed = marks_tailed
         self._complete: SimpleQueue[Delivery] = SimpleQueue()
         self._unwritten: list[Delivery] = []
         self._given_up = False
+        self._waiting_rows = 0
 
     def complete(self, delivery: Delivery) -> None:
         """Kafka has answered for the whole delivery; called on any thread."""
@@ -64,11 +71,17 @@ class StatusWriter:
         if delivery.committed_at and delivery.sent:
             self._metrics.delivery_latency_seconds.observe(max(0.0, time.time() - delivery.committed_at))
         self._complete.put(delivery)
+        self._waiting_rows += len(delivery.sent)  # about: only to decide when to write
 
     @property
     def idle(self) -> bool:
         """Whether nothing complete waits to be written."""
         return self._complete.empty() and not self._unwritten
+
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether enough is complete for the largest UPDATE."""
+        return self._waiting_rows >= self._batch_rows or self._given_up
 
     def run_once(self, now: datetime) -> int:
         """Write what is complete; how many rows were settled.
@@ -86,13 +99,16 @@ class StatusWriter:
         wall = to_column(now, self._zone)
         dead: dict[int, RowError] = {}
         held: list[tuple[bytes, int]] = []
-        with self._metrics.writeback_seconds.time(), self._transaction() as connection:
-            self._write_published(connection, batch, wall)
-            for delivery in batch:
-                for row_id, reason in delivery.failed.items():
-                    self._write_failure(connection, delivery, row_id, reason, now, dead, held)
-            self._write_parked(connection, batch, wall)
+        marked = [delivery for delivery in batch if self._marks_tailed or delivery.path != "tail"]
+        if marked or any(delivery.failed or delivery.parked for delivery in batch):
+            with self._metrics.writeback_seconds.time(), self._transaction() as connection:
+                self._write_published(connection, marked, wall)
+                for delivery in batch:
+                    for row_id, reason in delivery.failed.items():
+                        self._write_failure(connection, delivery, row_id, reason, now, dead, held)
+                self._write_parked(connection, batch, wall)
         self._unwritten = []
+        self._waiting_rows = 0
         # Committed. Keys are held before their rows leave the watermark, and released after they are safe.
         for key, row_id in held:
             self._parking.hold(key, row_id)

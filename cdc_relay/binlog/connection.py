@@ -2,26 +2,32 @@
 
 The library is used through these private names, which are why its version is pinned exactly:
 ``_BinLogStreamReader__connect_to_stream`` (connect, checksum, heartbeat, registration, COM_BINLOG_DUMP) and
-``_stream_connection`` (the PyMySQL connection); of PyMySQL ``_sock`` (plain or TLS socket).
+``_stream_connection`` (the PyMySQL connection); of PyMySQL ``_sock`` (plain or TLS socket) and,
+for the library reader, ``_read_packet``.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pymysql
 from pymysqlreplication import BinLogStreamReader
 
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.config import DatabaseSettings, TailSettings
-from cdc_relay.errors import DatabaseUnavailable, StaleSource
+from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
 from cdc_relay.outbox.database import translate
 
 #: Received at a time at most.
 _RECEIVE_BYTES = 256 * 1024
+_TLS_RECORD_BYTES = 16 * 1024
+
+#: Payloads taken at a time at most where the library splits them.
+_PACKETS = 500
 
 #: What identifies a server, beyond its address: binlog positions mean nothing on another. MariaDB has no server_uuid.
 IDENTITY_SQL = "SELECT @@server_uuid"
@@ -32,6 +38,25 @@ _CONNECT = "_BinLogStreamReader__connect_to_stream"
 
 #: One identity a process: a server that still has a dead connection of ours drops it when we come back.
 _REPLICA_UUID = str(uuid.uuid4())
+
+
+#: What the wire reader needs of PyMySQL, beyond what both readers need.
+_WIRE_NAMES = ("_sock", "_rfile", "_force_close")
+
+
+def choose_reader(wanted: Literal["auto", "wire", "library"]) -> Literal["wire", "library"]:
+    """``auto`` is the wire reader where the installed libraries have what it needs."""
+    if wanted == "library":
+        return "library"
+    missing = [name for name in _WIRE_NAMES if not hasattr(pymysql.connections.Connection, name)]
+    if not missing:
+        return "wire"
+    if wanted == "wire":
+        raise ConfigurationError(
+            f"tail.reader = wire does not work with PyMySQL {pymysql.__version__}: it has no {', '.join(missing)}",
+            hint="set tail.reader = auto, or install the versions that constraints.txt names",
+        )
+    return "library"
 
 
 class DumpConnection:
@@ -64,11 +89,15 @@ class DumpConnection:
             self.close()
             raise translate(error) from error
         self._socket: socket.socket = self._reader._stream_connection._sock
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
 
     def receive(self) -> bytes:
         """The next bytes, as many as there are. Waits, as long as the server's heartbeats come in time."""
         try:
             received = self._socket.recv(_RECEIVE_BYTES)
+            if len(received) == _TLS_RECORD_BYTES:
+                received = self._gather(received)
         except TimeoutError as error:
             raise DatabaseUnavailable(
                 f"the binlog connection was silent for {self._silence_s:g} s although heartbeats are due"
@@ -78,6 +107,29 @@ class DumpConnection:
         if not received:
             raise DatabaseUnavailable("the server closed the binlog connection")
         return received
+
+    def _gather(self, received: bytes) -> bytes:
+        """TLS gives one record at a time; more of them together cost less on their way."""
+        parts = [received]
+        while len(received) == _TLS_RECORD_BYTES and len(parts) < _RECEIVE_BYTES // _TLS_RECORD_BYTES:
+            if not self._readable.poll(0):
+                break
+            received = self._socket.recv(_RECEIVE_BYTES)
+            parts.append(received)
+        return b"".join(parts)
+
+    def packets(self) -> list[bytes]:
+        """The next payloads, by PyMySQL: waits for the first, and takes more while there are. Raises MySQLError."""
+        payloads = [self._packet()]
+        while len(payloads) < _PACKETS and self._readable.poll(0):
+            payloads.append(self._packet())
+        return payloads
+
+    def _packet(self) -> bytes:
+        try:
+            return bytes(self._reader._stream_connection._read_packet().get_all_data())
+        except (AttributeError, ValueError) as error:  # its file is gone: another thread has closed it
+            raise DatabaseUnavailable("the binlog connection is closed") from error
 
     def close(self) -> None:
         """Close it, whatever state it is in; also wakes a ``receive`` of another thread."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import pymysql
+
 from cdc_relay.binlog.events import DAMAGED, parse_event
 from cdc_relay.binlog.packets import PacketSplitter, Payload
 from cdc_relay.binlog.position import BinlogPosition
@@ -34,8 +36,21 @@ class ByteStream(Protocol):
         """Give the connection up."""
 
 
+class PacketStream(Protocol):
+    """An open dump connection whose packets the library splits."""
+
+    def packets(self) -> list[bytes]:
+        """The next payloads; waits for the first. Raises pymysql.err.MySQLError too."""
+
+    def close(self) -> None:
+        """Give the connection up."""
+
+
 class BinlogSource:
-    """One reader of one dump connection; after any error it is closed and a new one made."""
+    """One reader of one dump connection; after any error it is closed and a new one made.
+
+    This one, the *wire* reader, splits the bytes of the connection itself and reads most of them in the quick loop.
+    """
 
     def __init__(
         self,
@@ -69,7 +84,7 @@ class BinlogSource:
         Raises DatabaseUnavailable, StaleSource or DatabaseError; the source is of no use after that.
         """
         try:
-            self._take_all(self._stream.receive())
+            self._receive()
         except DAMAGED as error:
             raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
         return self._assembler.take()
@@ -78,9 +93,9 @@ class BinlogSource:
         """Give the connection up; wakes a ``read`` of another thread."""
         self._stream.close()
 
-    def _take_all(self, received: bytes) -> None:
+    def _receive(self) -> None:
         splitter, quick = self._splitter, self._quick
-        data = splitter.add(received)
+        data = splitter.add(self._stream.receive())
         at = 0
         while data:
             if not splitter.inside_long:
@@ -99,7 +114,7 @@ class BinlogSource:
             self._assembler.feed(parse_event(payload.data, payload.start + 1, payload.end))
             self._check_file()
         elif status == _ERR:
-            raise _error(payload)
+            raise _refusal(payload)
         elif status == _EOF:
             raise DatabaseUnavailable("the server ended the binlog stream")
         else:
@@ -117,13 +132,59 @@ class BinlogSource:
                 )
 
 
-def _error(payload: Payload) -> DatabaseError:
+class LibrarySource(BinlogSource):
+    """The *library* reader: packets come from PyMySQL, and every event goes to the assembler.
+
+    Slower, and independent of what the wire reader relies on.
+    """
+
+    def __init__(
+        self,
+        stream: PacketStream,
+        start: BinlogPosition,
+        tables: OutboxTables,
+        *,
+        on_unsupported: Callable[[str], None],
+        file_created_at: int | None = None,
+    ) -> None:
+        """See BinlogSource."""
+        super().__init__(
+            _NoBytes(stream), start, tables, on_unsupported=on_unsupported, file_created_at=file_created_at
+        )
+        self._packets = stream
+
+    def _receive(self) -> None:
+        try:
+            payloads = self._packets.packets()
+        except pymysql.err.MySQLError as error:
+            code, text = (*error.args, 0, "")[:2]
+            if not isinstance(code, int) or not code or 2000 <= code < 3000:  # the client's own
+                raise DatabaseUnavailable(f"the binlog connection broke: {error}") from error
+            raise _error(code, str(text)) from error
+        for data in payloads:
+            self._take(Payload(data, 0, len(data)))
+
+
+class _NoBytes:
+    """What a LibrarySource has in place of a byte stream."""
+
+    def __init__(self, stream: PacketStream) -> None:
+        self.close = stream.close
+
+    def receive(self) -> bytes:
+        raise AssertionError("the library reader takes packets")
+
+
+def _refusal(payload: Payload) -> DatabaseError:
     data, start, end = payload
     code = int.from_bytes(data[start + 1 : start + 3], "little")
     message = data[start + 3 : end]
     if message[:1] == b"#":  # SQL state, six bytes with its mark
         message = message[6:]
-    text = message.decode("utf-8", "replace")
+    return _error(code, message.decode("utf-8", "replace"))
+
+
+def _error(code: int, text: str) -> DatabaseError:
     if code == _SAME_ID or (code == _FATAL_READING and "same server_" in text):
         return DatabaseUnavailable(
             f"another client reads the binlog with our server id: {text}",

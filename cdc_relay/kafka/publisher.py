@@ -92,7 +92,8 @@ class KafkaPublisher:
             enable_idempotence=True,
             # The same key goes to the same partition as from Java and Go clients; records without a key are spread.
             partitioner="murmur2_random",
-            linger_ms=1,
+            # Under load batches fill while the one before is on its way; waiting would only cost latency.
+            linger_ms=0,
             message_timeout_ms=0,
             # What a broker takes is the broker's decision; its answer makes the row dead with the limit's name.
             message_max_bytes=1_000_000_000,

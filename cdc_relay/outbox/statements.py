@@ -145,6 +145,24 @@ class OutboxStatements:
         )
         return [_pending(found) for found in connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})]
 
+    def due_unmarked(
+        self, connection: Connection, due_bound: datetime, sent_bound: datetime, limit: int
+    ) -> list[PendingRow]:
+        """Like ``due``, where rows stay pending when they are sent from the binlog. Changes nothing.
+
+        Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``.
+        """
+        columns = f"id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size"
+        of = f"SELECT {columns} FROM {self.table} WHERE status = 'pending' AND"
+        sql = (
+            f"({of} (next_retry_at <= :sent_bound OR next_retry_at IS NULL AND COALESCE(created_at, :sent_bound) "
+            f"<= :sent_bound) ORDER BY id LIMIT :limit) UNION ALL ({of} next_retry_at > :sent_bound "
+            f"AND next_retry_at <= :due_bound AND ({_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND) "
+            "ORDER BY id LIMIT :limit) ORDER BY id LIMIT :limit"
+        )
+        values = {"due_bound": due_bound, "sent_bound": sent_bound, "limit": limit}
+        return [_pending(found) for found in connection.execute(text(sql), values)]
+
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
         """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
         sql = (

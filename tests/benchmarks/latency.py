@@ -48,6 +48,7 @@ def measure(servers: Servers, variant: Variant, *, rows_per_second: int, seconds
         target=_consume, args=(servers.bootstrap_servers, topic.name, theirs)
     )
     consumer.start()
+    theirs.close()  # so that its end is noticed, should it fail
     try:
         ours.recv()
         time.sleep(1.5)
