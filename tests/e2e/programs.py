@@ -55,6 +55,14 @@ class Program:
         assert code is not None, f"{self.name} does not stop:\n{self.log_tail()}"
         return code
 
+    def freeze(self) -> None:
+        """SIGSTOP, as a host that hangs."""
+        self._process.signal(signal.SIGSTOP)
+        assert self._process.wait_until_stopped(10)
+
+    def thaw(self) -> None:
+        self._process.signal(signal.SIGCONT)
+
     def wait_ended(self, patience_s: float = PATIENCE_S) -> int:
         """Its exit code once it has ended by itself."""
         code = self._process.wait(patience_s)

@@ -20,6 +20,7 @@ from tests.conftest import fresh_database
 from tests.e2e.ledger import Ledger, Plan, Writers
 from tests.e2e.programs import Program
 from tests.e2e.verdict import Verdict, judge, read_kafka
+from tests.harness import eventually
 
 #: Guards against a hang and nothing else: on an idle machine all of it takes a few seconds.
 PATIENCE_S = 120.0
@@ -116,6 +117,11 @@ class Stack:
     def write_some(self, rows: int, **plan: Any) -> None:
         """So many rows, committed on return."""
         self.write(rows, **plan).join()
+
+    def wait_for_rows(self, more: int) -> None:
+        """Wait until writers that are at work have committed so many more."""
+        enough = len(self.ledger) + more
+        eventually(lambda: len(self.ledger) >= enough, f"{more} more rows written")
 
     def sql(self, statement: str, **values: Any) -> list[Any]:
         """Run one statement as root; its rows."""

@@ -11,8 +11,7 @@ from sqlalchemy import NullPool, create_engine, make_url
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.e2e.proxy import Proxy
-from tests.e2e.stack import Stack, stack_on
-from tests.harness import eventually
+from tests.e2e.stack import stack_on
 
 GTID = {"gtid_mode": True, "enforce_gtid_consistency": True}
 
@@ -71,9 +70,9 @@ def test_failover_to_a_replica_and_back_behind_one_address(
         stack.start()
         for old, new in ((first, second), (second, first)):
             writers = stack.write(pause_s=(0.0, 0.02))
-            wait_for_rows(stack, 150)
+            stack.wait_for_rows(150)
             switch(proxy, old, new)
-            wait_for_rows(stack, 150)
+            stack.wait_for_rows(150)
             writers.stop()
             stack.settle()
             follow(old, new)
@@ -83,8 +82,3 @@ def test_failover_to_a_replica_and_back_behind_one_address(
         assert reasons.count("other_server") == 2
         assert stack.relay.starts == stack.consumer.starts == 1
         run(second, "STOP REPLICA", "SET GLOBAL super_read_only = OFF", "SET GLOBAL read_only = OFF")
-
-
-def wait_for_rows(stack: Stack, more: int) -> None:
-    enough = len(stack.ledger) + more
-    eventually(lambda: len(stack.ledger) >= enough, f"{more} more rows written")

@@ -30,18 +30,13 @@ def attempts(stack: Stack) -> int:
     return int(stack.sql("SELECT COALESCE(MAX(retry_count), 0) FROM agent_outbox_messages")[0][0])
 
 
-def wait_for_rows(stack: Stack, more: int) -> None:
-    enough = len(stack.ledger) + more
-    eventually(lambda: len(stack.ledger) >= enough, f"{more} more rows written")
-
-
 def test_a_broker_that_is_killed_and_comes_back_again_and_again(stack: Stack, own_kafka: KafkaBroker) -> None:
     stack.start()
     writers = stack.write(pause_s=(0.0, 0.02))
     for _ in range(2):
-        wait_for_rows(stack, 200)
+        stack.wait_for_rows(200)
         own_kafka.kill()
-        wait_for_rows(stack, 200)
+        stack.wait_for_rows(200)
         own_kafka.start()
     writers.stop()
     # The idempotent producer sends again what the broker may not have had, under the same numbers.
@@ -87,7 +82,7 @@ def test_a_broker_that_is_frozen_for_longer_than_every_timeout(
         stack.relay.settings["CDC_KAFKA__PROPERTIES"] = json.dumps(short)
         stack.start()
         writers = stack.write(pause_s=(0.0, 0.02))
-        wait_for_rows(stack, 100)
+        stack.wait_for_rows(100)
         own_kafka.freeze()
         try:
             time.sleep(8)
@@ -139,12 +134,12 @@ def test_a_topic_that_is_deleted_and_made_again_while_both_programs_run_loses_no
     with stack_on(mysql_server, own_kafka.bootstrap_servers, tmp_path, **settings) as stack:
         stack.start()
         writers = stack.write(pause_s=(0.0, 0.02))
-        wait_for_rows(stack, 200)
+        stack.wait_for_rows(200)
         delete_topic(stack)
-        wait_for_rows(stack, 100)
+        stack.wait_for_rows(100)
         time.sleep(1)
         stack.make_topic()
-        wait_for_rows(stack, 100)
+        stack.wait_for_rows(100)
         writers.stop()
         verdict = stack.verdict(kafka_kept_all=False)
         assert verdict.lost == verdict.invented == verdict.applied_twice == verdict.wrong_counts == 0, str(verdict)

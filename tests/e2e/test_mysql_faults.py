@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.e2e.stack import Stack, stack_on
-from tests.harness import eventually
 
 #: A crash of a session may send what is in flight once more; nothing here has more in flight.
 IN_FLIGHT = 500
@@ -78,7 +77,7 @@ def test_after_a_crash_of_mysql_rows_of_a_table_that_got_the_outbox_s_id_never_c
         stack.sql(f"CREATE TABLE {decoy} LIKE agent_outbox_messages")
     stack.start()
     writers = stack.write(pause_s=(0.0, 0.01))
-    eventually(lambda: len(stack.ledger) > 200, "rows written")
+    stack.wait_for_rows(200)
 
     own_mysql.kill()
     own_mysql.start()
@@ -86,8 +85,7 @@ def test_after_a_crash_of_mysql_rows_of_a_table_that_got_the_outbox_s_id_never_c
     for _ in range(3):
         for decoy in decoys:
             stack.sql(f"INSERT INTO {decoy} {insert}", topic=stack.topic)
-    count = len(stack.ledger)
-    eventually(lambda: len(stack.ledger) > count + 200, "rows written after the restart")
+    stack.wait_for_rows(200)
     writers.stop()
     assert _shared_table_ids(stack), "no table got an id that the outbox had: the test proves nothing"
     stack.verdict().require_good(duplicates=IN_FLIGHT)
@@ -159,7 +157,7 @@ def test_purging_and_flushing_logs_in_a_loop_while_the_relay_runs(stack: Stack) 
 def test_a_server_that_is_read_only_for_a_while(stack: Stack, variable: str) -> None:
     stack.start()
     writers = stack.write(pause_s=(0.0, 0.02))
-    eventually(lambda: len(stack.ledger) > 100, "rows written")
+    stack.wait_for_rows(100)
     stack.sql(f"SET GLOBAL {variable} = ON")
     try:
         time.sleep(3)
