@@ -336,6 +336,16 @@ def test_a_row_that_came_later_is_not_swept_with_those_that_were_passed() -> Non
     assert rig.statuses() == {1: "published", 2: "pending"}
 
 
+def test_a_tailer_that_has_come_to_the_end_leaves_every_row_that_was_seen() -> None:
+    rig = Rig(fresh(1))
+    rig.progress = TailProgress(at(50), stalled=False)
+    rig.sweep()
+    rig.table.rows[2] = fresh(2)
+    rig.head, rig.progress = at(200), TailProgress(at(200), stalled=False)
+    rig.sweep()
+    assert rig.sent == [1, 2]
+
+
 def test_a_tailer_that_does_not_move_keeps_its_rows() -> None:
     rig = Rig(fresh(1))
     rig.progress = TailProgress(at(99), stalled=False)
@@ -372,7 +382,7 @@ def test_a_binlog_that_was_reset_is_waited_for_anew() -> None:
     rig.sweep()
     rig.head, rig.progress = at(100), TailProgress(at(50), stalled=False)
     assert rig.sweep().sent == 0
-    rig.progress = TailProgress(at(100), stalled=False)
+    rig.head, rig.progress = at(200), TailProgress(at(120), stalled=False)
     assert rig.sweep().sent == 1
 
 
@@ -438,6 +448,14 @@ def test_rows_held_back_go_together_once_the_one_before_them_is_sent() -> None:
     assert rig.sent == list(range(1, 30))
     assert runs <= 3
     assert not rig.parking
+
+
+def test_while_keys_are_held_back_and_rows_go_the_next_run_follows_at_once() -> None:
+    """Rows that come meanwhile are held back too, so a busy key would never be the tailer's again."""
+    rig = Rig(tried(1, "a"), tried(9, "z", next_retry_at=SOON))
+    rig.parking.hold(b"z", 9)
+    assert rig.sweep().more
+    assert not rig.sweep().more  # nothing went
 
 
 def test_when_a_retry_fails_again_the_rows_behind_it_stay() -> None:
