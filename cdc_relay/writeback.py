@@ -22,6 +22,7 @@ from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
 from cdc_relay.outbox.clock import to_column
 from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.status import Status
 from cdc_relay.parking import SharedParking
 
 #: How many UPDATEs of ``batch_rows`` one transaction has at most.
@@ -168,7 +169,10 @@ class StatusWriter:
             attempt = NextAttempt(attempt.retry_count, None)
         wall = to_column(now, self._zone)
         if not self._statements.mark_undelivered(connection, row_id, sent_with, attempt, reason.message, wall):
-            return  # someone newer has decided on the row
+            # Someone newer has decided on the row, or we have: the answer to the last commit may have been lost.
+            if row.status == Status.PENDING:
+                held.append((row.message_key, row_id))
+            return
         self._metrics.rows_failed.labels(kind=type(reason).__name__).inc()
         if attempt.at is None:
             dead[row_id] = reason
