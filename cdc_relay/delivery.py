@@ -28,7 +28,7 @@ class Publisher(Protocol):
         """``(outbox id, reason)`` of a reported error; no reason when the record was given up and not refused."""
 
     def poll(self, timeout_s: float) -> int:
-        """Call the reports that have come in, waiting for the first up to ``timeout_s``; how many."""
+        """Call the reports that have come in, waiting for the first up to ``timeout_s``; 0 when there were none."""
 
 
 _FRESH: Mapping[int, int] = MappingProxyType({})
