@@ -144,7 +144,7 @@ class KafkaPublisher:
         row_id = int(found[1]) if found else 0
         if error.fatal():
             self._fatal = error.str()
-        if error.fatal() or error.code() in _GIVEN_UP:
+        if error.fatal() or error.code() in _GIVEN_UP or not row_id:  # of no row: none may count as published for it
             return row_id, None
         topic = message.topic() or ""
         if error.code() == ErrorCode.MSG_SIZE_TOO_LARGE:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from cdc_relay.config import KafkaSettings
@@ -21,6 +22,31 @@ from tests.fakes import FakePublisher
 from tests.harness import PATIENCE_S, read_topic
 
 MOST_BYTES = 100_000
+
+
+class Answer:
+    """A delivery report, as far as ``outcome`` looks at it."""
+
+    def __init__(self, value: bytes | None, code: int) -> None:
+        self._value, self._code = value, code
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def topic(self) -> str:
+        return "t"
+
+    def code(self) -> int:
+        return self._code
+
+    def name(self) -> str:
+        return "ERROR"
+
+    def str(self) -> str:
+        return "error"
+
+    def fatal(self) -> bool:
+        return False
 
 
 @dataclass
@@ -180,3 +206,17 @@ def test_the_fake_gives_up_what_a_test_has_not_answered(topic: str) -> None:
     assert delivery.abandoned
     with pytest.raises(KafkaUnavailable):
         fake.publish(record_of(case, 2), delivery.report)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{}", b'{"outbox_id": "7"}'])
+def test_a_refusal_that_names_no_row_is_no_row_s_fault(strict_broker: KafkaBroker, value: bytes | None) -> None:
+    """Were it taken for a row's, the row that was refused would count as published."""
+    settings = KafkaSettings(bootstrap_servers=strict_broker.bootstrap_servers)
+    publisher = KafkaPublisher(settings, logger=logging.getLogger("test"))
+    answer = Answer(value, KafkaError.INVALID_RECORD)
+    assert publisher.outcome(answer, answer) == (0, None)
+    known = Answer(b'{"outbox_id": 7, "biz_type": "b"}', KafkaError.INVALID_RECORD)
+    row_id, reason = publisher.outcome(known, known)
+    assert row_id == 7
+    assert isinstance(reason, PoisonRow)
+    publisher.close()
