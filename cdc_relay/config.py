@@ -162,7 +162,7 @@ class SweepSettings(_Section):
 
     interval_s: Seconds = Field(1.0, description="pause between two looks at the table")
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(500, description="rows leased and sent together")
-    lease_s: Seconds = Field(60.0, description="how long leased rows are kept from other sweeps")
+    lease_s: Seconds = Field(20.0, description="how long leased rows are kept from other sweeps")
     takeover_after_s: Seconds = Field(
         30.0, description="publish fresh rows too when the tailer has made no progress for so long"
     )

@@ -190,9 +190,13 @@ class Sweeper:
         held_back = postponed = 0
         tried_again: set[bytes] = set()
         with self._transaction() as connection:
-            for row in self._statements.lock_due(connection, [row.id for row in page], due):
+            found = self._statements.lock_due(connection, [row.id for row in page], due)
+            parked = self._statements.behind_published(connection, [row.id for row in found if row.held])
+            for row in found:
                 key = row.message_key
-                if key in tried_again:
+                if row.id in parked:
+                    held_back += 1
+                elif key in tried_again:
                     postponed += 1  # the row before it may fail again
                     left_behind.add(key)
                 elif self._is_blocked(row, lowest_waiting, going):

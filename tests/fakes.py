@@ -260,6 +260,14 @@ class FakeOutboxTable:
         found = [self.rows[row_id] for row_id in sorted(set(ids)) if row_id in self.rows and row_id not in self.locked]
         return [row.as_row for row in found if row.is_due(due_bound)]
 
+    def behind_published(self, _: Any, ids: Sequence[int]) -> set[int]:
+        def ahead(row: StoredRow) -> StoredRow | None:
+            found = re.fullmatch(r"parked:.*\(id (\d+)\)", row.last_error or "")
+            return self.rows.get(int(found[1])) if found else None
+
+        rows = (self.rows[row_id] for row_id in ids if row_id in self.rows)
+        return {row.id for row in rows if (blocker := ahead(row)) is not None and blocker.status == "published"}
+
     def lock_rows(self, _: Any, ids: Sequence[int]) -> dict[int, LockedRow]:
         return {
             row.id: LockedRow(

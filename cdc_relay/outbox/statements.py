@@ -259,6 +259,18 @@ class OutboxStatements:
         )
         return connection.execute(_with_ids(sql), {"ids": list(ids), "now": now}).rowcount
 
+    def behind_published(self, connection: Connection, ids: Sequence[int]) -> set[int]:
+        """Those of ``ids`` that a consumer has parked behind a row that is published. Changes nothing.
+
+        That row is on its way to the consumer once more. Until it is consumed, these would only be parked again.
+        """
+        sql = (
+            f"SELECT parked.id FROM {self.table} AS parked JOIN {self.table} AS ahead ON ahead.id = "
+            "CAST(SUBSTRING_INDEX(SUBSTRING_INDEX(parked.last_error, '(id ', -1), ')', 1) AS UNSIGNED) "
+            "WHERE parked.id IN :ids AND LEFT(parked.last_error, 7) = 'parked:' AND ahead.status = 'published'"
+        )
+        return set(map(int, connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars()))
+
     def lease(self, connection: Connection, ids: Sequence[int], until: datetime, now: datetime) -> int:
         """pending -> pending: keep locked rows from every other sweep until ``until``, and renew the delivery token."""
         sql = (

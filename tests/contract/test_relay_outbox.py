@@ -60,6 +60,11 @@ STEPS: dict[str, Step] = {
     "held_rows": lambda outbox, at: sorted(outbox.held_rows(at)),
     "still_pending": lambda outbox, at: outbox.still_pending(at, ASKED),
     "lock_due": lambda outbox, at: outbox.lock_due(at, ASKED, NOW),
+    "behind_published": lambda outbox, at: [
+        outbox.behind_published(at, ASKED),
+        outbox.mark_published(at, IDS[:1], 0, NOW),
+        outbox.behind_published(at, IDS),
+    ],
     "lock_rows": lambda outbox, at: outbox.lock_rows(at, ASKED),
     "lock_unconsumed": lambda outbox, at: outbox.lock_unconsumed(at, T0, 1_000),
     "lock_unconsumed, a few": lambda outbox, at: outbox.lock_unconsumed(at, T0, 4),

@@ -40,7 +40,7 @@ _INSERT = (
     "INSERT INTO agent_outbox_messages (biz_type, topic, message_key, payload, status, retry_count, max_retry, "
     "next_retry_at, created_at, updated_at) VALUES "
 )
-_VALUES = "(%s, %s, %s, %s, 'pending', 0, 20, %s, %s, %s)"
+_VALUES = "(%s, %s, %s, %s, 'pending', 0, %s, %s, %s, %s)"
 
 #: ER_DUP_ENTRY and its like never happen to these statements; what does is contention, and then nothing was committed.
 _CONTENDED = (1205, 1213)
@@ -112,6 +112,9 @@ class Plan:
     """Between two transactions, at random between these."""
     large: int = 0
     """How many of the messages are 1 MB long."""
+    misdirected: int = 0
+    """How many rows name a topic that there is not: ``topic`` with ``.missing`` after it."""
+    max_retry: int = 20
     clock_ahead_s: float = 0.0
     """How far the application's clock is ahead of the true time."""
     sizes: Sequence[int] = SIZES
@@ -127,10 +130,7 @@ class Writers:
     def __init__(self, url: str, ledger: Ledger, plan: Plan) -> None:
         self._stop = Event()
         self._failures: list[BaseException] = []
-        quota = [
-            None if plan.rows is None else plan.rows // plan.writers + (n < plan.rows % plan.writers)
-            for n in range(plan.writers)
-        ]
+        quota = [None if plan.rows is None else _share(plan.rows, n, plan.writers) for n in range(plan.writers)]
         self._writers = [
             _Writer(url, ledger, plan, number=n, quota=quota[n], stop=self._stop) for n in range(plan.writers)
         ]
@@ -170,6 +170,10 @@ class Writers:
             self._stop.set()
 
 
+def _share(total: int, number: int, of: int) -> int:
+    return total // of + (number < total % of)
+
+
 class _Writer:
     """One connection of the application, and a new one after each loss."""
 
@@ -182,7 +186,8 @@ class _Writer:
         self._chats = plan.chats[number :: plan.writers]
         self._chance = random.Random(f"{plan.seed}/{number}")
         self._next_seq: dict[str, int] = {}
-        self._large_left = plan.large // plan.writers + (number < plan.large % plan.writers)
+        self._large_left = _share(plan.large, number, plan.writers)
+        self._misdirected_left = _share(plan.misdirected, number, plan.writers)
         self._attempt = 0
         self._connection: Any = None
 
@@ -251,7 +256,11 @@ class _Writer:
         written = []
         for user_id, key, seq, message in drafts:
             payload = encode_payload(user_id, key, message)
-            values += [BIZ_TYPE, self._plan.topic, key, payload, now, now, now]
+            topic = self._plan.topic
+            if self._misdirected_left and seq > 2:
+                self._misdirected_left -= 1
+                topic += ".missing"
+            values += [BIZ_TYPE, topic, key, payload, self._plan.max_retry, now, now, now]
             written.append(Written(0, key, seq, digest(payload), digest(message)))
         try:
             cursor.execute(_INSERT + ", ".join([_VALUES] * len(drafts)), values)

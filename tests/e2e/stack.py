@@ -141,6 +141,8 @@ class Stack:
             except AssertionError as error:
                 print(f"a writer failed: {error}")
         for program in (self.relay, self.consumer):
+            # Shown when the test fails.
+            print(f"--- the end of the log of {program.name}:\n{program.log_tail(60)}")
             program.close()
         self.engine.dispose()
 
@@ -198,9 +200,5 @@ def stack_on(
             stack.make_topic()
         try:
             yield stack
-        except BaseException:
-            for program in (stack.relay, stack.consumer):
-                print(f"--- the end of the log of {program.name}:\n{program.log_tail(60)}")
-            raise
         finally:
             stack.close()
