@@ -47,7 +47,7 @@ class DatabaseSettings(_Section):
     )
     timezone: str = Field("UTC", description="zone in which the application writes DATETIME columns")
     connect_timeout_s: Seconds = Field(5.0, description="longest wait for a connection")
-    read_timeout_s: Seconds = Field(30.0, description="longest wait for the answer to one statement")
+    read_timeout_s: Seconds = Field(10.0, description="longest wait for the answer to one statement")
 
     @field_validator("url")
     @classmethod

@@ -12,7 +12,7 @@ from threading import Lock
 
 from sqlalchemy import Connection, Engine, text
 
-from cdc_relay.errors import DatabaseError, LeadershipLost
+from cdc_relay.errors import DatabaseError, DatabaseUnavailable, LeadershipLost
 from cdc_relay.outbox.database import transaction, translated
 
 #: The server gives a lock connection up that has said nothing for so long; ``check`` must be called more often.
@@ -26,6 +26,8 @@ class Leadership:
         self._engine = engine
         self._names = names
         self._connection: Connection | None = None
+        self._number = 0  # the server's, of our connection
+        self._lost = 0  # the server's, of the connection that broke while it held the locks
         self._lock = Lock()
 
     def acquire(self, wait_s: int) -> bool:
@@ -34,7 +36,9 @@ class Leadership:
             if self._connection is None:
                 self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 self._connection.execute(text(f"SET SESSION wait_timeout = {_SILENCE_S}"))
+                self._number = self._value("SELECT CONNECTION_ID()", "") or 0
             for name in self._names:
+                self._end_lost(name)
                 if self._value("SELECT GET_LOCK(:name, :wait)", name, wait=wait_s) != 1:
                     self._value("DO RELEASE_ALL_LOCKS()" if len(self._names) > 1 else "DO 0", name)
                     return False
@@ -56,6 +60,7 @@ class Leadership:
                         self._value("SELECT IS_USED_LOCK(:name) = CONNECTION_ID()", name) == 1 for name in self._names
                     )
             except DatabaseError as error:
+                self._lost = self._number
                 self._discard()
                 raise LeadershipLost(f"the connection that holds the relay's lock is gone: {error.message}") from error
             if not held:
@@ -72,6 +77,17 @@ class Leadership:
         self.check()
         with transaction(engine) as connection:
             yield connection
+
+    def _end_lost(self, name: str) -> None:
+        """The server may not know yet that our former connection is gone, and keep the lock for it."""
+        if self._lost and self._value("SELECT IS_USED_LOCK(:name)", name) == self._lost:
+            try:
+                with translated():
+                    self._value(f"KILL {self._lost}", "")
+            except DatabaseUnavailable:
+                raise
+            except DatabaseError:
+                pass  # it has just ended
 
     def _discard(self) -> None:
         connection, self._connection = self._connection, None

@@ -59,6 +59,8 @@ def consumer_properties(settings: KafkaSettings, group_id: str) -> Properties:
         enable_auto_commit=False,
         # A topic that is made later, or grows by a partition, is seen after this time; the default is 5 minutes.
         topic_metadata_refresh_interval_ms=10_000,
+        # A connection without an answer for so long is made anew; the default is a minute.
+        socket_timeout_ms=10_000,
     )
     for name in ("enable.auto.commit", "auto.commit.enable"):
         if str(properties.get(name, False)).lower() != "false":

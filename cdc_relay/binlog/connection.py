@@ -20,7 +20,7 @@ from pymysqlreplication import BinLogStreamReader
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
-from cdc_relay.outbox.database import translate
+from cdc_relay.outbox.database import password_bytes, translate
 
 #: Received at a time at most.
 _RECEIVE_BYTES = 256 * 1024
@@ -161,6 +161,7 @@ def _connect_arguments(database: DatabaseSettings, tail: TailSettings) -> dict[s
     _, arguments = url.get_dialect()().create_connect_args(url)
     return dict(arguments) | {
         "charset": "utf8mb4",
+        "password": password_bytes(database),
         "connect_timeout": max(1, int(database.connect_timeout_s)),
         "read_timeout": tail.read_timeout_s,
         "write_timeout": tail.read_timeout_s,

@@ -102,6 +102,10 @@ class KafkaPublisher:
             queue_buffering_max_messages=1_000_000,
             queue_buffering_max_kbytes=2_097_151,
             reconnect_backoff_max_ms=2_000,
+            # A connection without an answer for so long is made anew; the broker must give up its wait for replicas
+            # before. Of what is sent again the broker keeps one.
+            socket_timeout_ms=10_000,
+            request_timeout_ms=8_000,
             topic_metadata_refresh_interval_ms=60_000,
             log_connection_close=False,
         )

@@ -60,6 +60,8 @@ _HINTS = {
     1227: "GRANT the privilege named above to this user",
 }
 
+_SHORTEST_SILENCE_S = 15
+
 
 def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
     """An engine whose every wait is bounded: READ COMMITTED (no gap locks), utf8mb4, pinged before use."""
@@ -73,13 +75,27 @@ def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
         pool_recycle=1800,
         connect_args={
             "charset": "utf8mb4",
-            # Below read_timeout_s, so that the server says who waits for a lock instead of being hung up on.
-            "init_command": f"SET SESSION innodb_lock_wait_timeout = {max(1, int(settings.read_timeout_s / 3))}",
+            "password": password_bytes(settings),
+            "init_command": _init_command(settings),
             "connect_timeout": max(1, int(settings.connect_timeout_s)),
             "read_timeout": settings.read_timeout_s,
             "write_timeout": settings.read_timeout_s,
         },
     )
+
+
+def password_bytes(settings: DatabaseSettings) -> bytes:
+    """As MySQL's own clients send it; PyMySQL would encode text as Latin-1."""
+    return (settings.parsed.password or "").encode()
+
+
+def _init_command(settings: DatabaseSettings) -> str:
+    # Below read_timeout_s, so that the server says who waits for a lock instead of being hung up on.
+    lock_wait_s = max(1, int(settings.read_timeout_s / 3))
+    # Above it, so that the server gives up a connection, with the row locks that it may hold, soon after we have: a
+    # peer that vanished is noticed by neither TCP nor MySQL for hours.
+    silence_s = max(_SHORTEST_SILENCE_S, int(settings.read_timeout_s * 1.5))
+    return f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}, SESSION wait_timeout = {silence_s}"
 
 
 @contextmanager

@@ -168,12 +168,12 @@ def _account(server: MysqlServer, url: str, port: int | None) -> str:
     root = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with root.connect() as connection:
         for statement in (
-            "CREATE USER IF NOT EXISTS programs@'127.0.0.1' IDENTIFIED BY 'secret'",
+            "CREATE USER IF NOT EXISTS programs@'127.0.0.1' IDENTIFIED BY 'pässword'",
             "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO programs@'127.0.0.1'",
             f"GRANT SELECT, INSERT, UPDATE ON `{database}`.* TO programs@'127.0.0.1'",
         ):
             connection.exec_driver_sql(statement)
-    programs = make_url(url).set(username="programs", password="secret", port=port or server.port)
+    programs = make_url(url).set(username="programs", password="pässword", port=port or server.port)
     return programs.render_as_string(hide_password=False)
 
 
