@@ -14,6 +14,8 @@ from cdc_relay.binlog.events import (
     parse_event,
     parse_query,
     parse_rotate,
+    parse_xa_prepare,
+    parse_xid,
     type_name,
 )
 from tests.binlog_bytes import Binlog
@@ -112,3 +114,15 @@ def test_a_mariadb_gtid_tells_whether_a_transaction_follows() -> None:
 def test_every_type_has_a_label() -> None:
     assert type_name(40) == "transaction_payload"
     assert type_name(99) == "type_99"
+
+
+@pytest.mark.parametrize("end", ["XA COMMIT", "XA ROLLBACK", "XA START"])
+def test_an_xa_name_is_the_same_in_the_statement_and_in_the_prepare_event(end: str) -> None:
+    prepared = parse_xa_prepare(event(Binlog().xa_prepare(b"a", b"bc", 7)))
+    assert prepared == (False, parse_xid(f"{end} X'61',X'6263',7".encode()))
+    assert parse_xa_prepare(event(Binlog().xa_prepare(b"", b"", 2**31 - 1, one_phase=True)))[0] is True
+
+
+@pytest.mark.parametrize("statement", [b"XA COMMIT 'a'", b"XA COMMIT", b"XA COMMIT 0x61", b""])
+def test_an_xa_name_that_is_written_otherwise_is_not_known(statement: bytes) -> None:
+    assert parse_xid(statement) is None

@@ -14,7 +14,7 @@ from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
-from tests.binlog_bytes import SCHEMA, TABLE, Binlog, outbox_row, packet
+from tests.binlog_bytes import OUTBOX, SCHEMA, TABLE, Binlog, opaque, outbox_row, packet
 from tests.unit.test_rows import DESCRIBED
 
 
@@ -249,3 +249,47 @@ def test_an_event_that_fills_its_packet_exactly_is_whole(size: int, ours: bool) 
     batches = read_all(source_of(Binlog(), sent(*frames)))
     assert [row.id for batch in batches for row in batch.rows] == ([1, 2, 3] if ours else [1, 3])
     assert batches[-1].end == BinlogPosition(*binlog.position)
+
+
+# --- what the quick loop leaves to the assembler ----------------------------------------------------------------------
+
+
+class Told:
+    """A source that has read a first transaction, so that it knows what rows look like, and then more."""
+
+    def __init__(self, binlog: Binlog, *frames: bytes) -> None:
+        self.unsupported: list[str] = []
+        start = BinlogPosition(binlog.file, 4)
+        received = [sent(*frames[:7]), sent(*frames[7:])]
+        tables = OutboxTables(SCHEMA, TABLE, lambda: DESCRIBED)
+        source = BinlogSource(Bytes(received), start, tables, on_unsupported=self.unsupported.append)
+        self.batches = read_all(source)
+
+    @property
+    def rows(self) -> list[int]:
+        return [row.id for batch in self.batches for row in batch.rows]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 40])
+def test_of_an_event_whose_last_row_makes_no_sense_no_row_is_given(cut: int) -> None:
+    """Its checksum is right, so only its rows tell."""
+    binlog = Binlog()
+    frames = [*binlog.start(), *binlog.transaction(outbox_row(1)), binlog.gtid(), binlog.query("BEGIN")]
+    whole = Binlog().rows(outbox_row(2), outbox_row(3))
+    frames += [binlog.table_map(), binlog.event(EventType.WRITE_ROWS, whole[19 : -4 - cut]), binlog.xid()]
+    frames += binlog.transaction(outbox_row(4))
+    told = Told(binlog, *frames)
+    assert told.rows == [1, 4]
+    assert told.unsupported == ["rows"]
+    assert [batch.unreadable for batch in told.batches].count(True) == 1
+    assert told.batches[-1].end == BinlogPosition(*binlog.position)
+
+
+def test_a_table_that_is_not_understood_is_told_every_time() -> None:
+    binlog = Binlog(columns=(*OUTBOX, opaque("new", 200, b"\x07")))
+    frames = binlog.start()
+    for _ in range(3):
+        frames += [binlog.gtid(), binlog.query("BEGIN"), binlog.table_map(), binlog.xid()]
+    told = Told(binlog, *frames)
+    assert told.unsupported == ["table_map"] * 3
+    assert [batch.unreadable for batch in told.batches] == [True] * 3

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_relay.binlog import speculation as module
 from cdc_relay.binlog.events import DAMAGED
 from cdc_relay.binlog.rows import RowDecoder, make_decoder
 from cdc_relay.binlog.speculation import SpeculatingDecoder, speculate
@@ -64,6 +65,14 @@ def test_rows_that_differ_from_those_before_are_decoded_all_the_same(events: lis
     assert quick is not None
     for rows in events:
         assert decoded(quick, b"".join(row_image(OUTBOX, values_of(row)) for row in rows)) == rows
+
+
+@given(st.lists(st.lists(ROWS, max_size=8), max_size=4), st.integers(1, 3), st.integers(1, 3))
+def test_more_shapes_and_values_than_are_remembered(events: list[list[OutboxRow]], plans: int, values: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MOST_PLANS", plans)
+        patch.setattr(module, "_MOST_VALUES", values)
+        test_rows_that_differ_from_those_before_are_decoded_all_the_same.hypothesis.inner_test(events)  # type: ignore[attr-defined]
 
 
 @given(st.lists(ROWS, min_size=1, max_size=3), st.data())
