@@ -72,10 +72,19 @@ def clock_ahead(seconds: float) -> None:
     cdc_relay.outbox.clock.utc_now = lambda: datetime.now(UTC) + timedelta(seconds=seconds)
 
 
+def every_clock_ahead(seconds: float) -> None:
+    """The database's clock too, as this program reads it."""
+    clock_ahead(seconds)  # before others import it by name
+    from cdc_relay.outbox.statements import OutboxStatements
+
+    OutboxStatements.database_now = staticmethod(lambda _: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "FAULT_DIE_IN_CHECKPOINT": die_in_checkpoint,
     "FAULT_FULL_DISK": lambda flag: full_disk(Path(flag)),
     "FAULT_CLOCK_AHEAD_S": lambda seconds: clock_ahead(float(seconds)),
+    "FAULT_EVERY_CLOCK_AHEAD_S": lambda seconds: every_clock_ahead(float(seconds)),
 }
 
 if __name__ == "__main__":

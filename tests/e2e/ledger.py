@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import blake2b
 from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
@@ -117,6 +117,8 @@ class Plan:
     max_retry: int = 20
     clock_ahead_s: float = 0.0
     """How far the application's clock is ahead of the true time."""
+    zone: tzinfo = UTC
+    """In which the application writes its times."""
     sizes: Sequence[int] = SIZES
     chats: list[tuple[int, str]] = field(default_factory=list)
 
@@ -251,7 +253,8 @@ class _Writer:
         self, cursor: Any, drafts: list[tuple[int, str, int, str]], rows: list[Written], payloads: list[Any]
     ) -> None:
         """One INSERT of all ``drafts``: their ids follow one another (MySQL manual, "InnoDB AUTO_INCREMENT")."""
-        now = (datetime.now(UTC) + timedelta(seconds=self._plan.clock_ahead_s)).replace(tzinfo=None)
+        instant = datetime.now(UTC) + timedelta(seconds=self._plan.clock_ahead_s)
+        now = instant.astimezone(self._plan.zone).replace(tzinfo=None)
         values: list[Any] = []
         written = []
         for user_id, key, seq, message in drafts:
