@@ -41,10 +41,6 @@ _SMALLEST_BATCH_BYTES = 1_000
 _LIMIT_TOLD_S = 0.2
 _LIMIT_TOLD_AGAIN_S = 5.0
 
-#: A batch of one record has this beside the record's own bytes, and each record at most so much (key, headers).
-_BATCH_HEADER = 61
-_AROUND_A_VALUE = 4_096
-
 _GIVEN_UP = frozenset(
     {
         ErrorCode._PURGE_QUEUE,
@@ -112,12 +108,7 @@ class KafkaPublisher:
         self.batch_bytes = properties["batch.size"] = min(int(properties["batch.size"]), batch_bytes)
         """Bytes of records sent together at most. A broker refuses a whole batch that is larger than its topic takes,
         so a publisher that meets such a topic fails, and the next one must be made with this number."""
-        self._limits: dict[str, int] = {}
         self._limit_sources = TopicLimits(settings.client_properties(client_id="cdc-relay"), logger=logger)
-        compression = properties.get("compression.type", properties.get("compression.codec", "none"))
-        self._is_compressing = compression != "none"
-        self._look_closer_above = float("inf")
-        """Values of fewer bytes are smaller than every topic takes."""
         try:
             self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
         except KafkaException as error:
@@ -236,34 +227,16 @@ class KafkaPublisher:
             raise RetryableRow(f"Kafka refuses to tell of topic {topic!r}: {error.args[0].str()}") from error
         return known is not None and known.error is None
 
-    def _learn_limit(self, topic: str, wait_s: float) -> int | None:
+    def _learn_limit(self, topic: str, wait_s: float) -> None:
         """Ask what the topic takes. Raises ProducerFatal when that is less than the batches that are sent."""
         limit = self._limit_sources.ask(topic, wait_s)
-        if limit is not None:
-            self._limits[topic] = limit
-            self._look_closer_above = min(self._limits.values()) - _AROUND_A_VALUE
-            if limit < self.batch_bytes:
-                self._need_batches_of(limit, topic)
-                self.raise_if_fatal()
-        return limit
-
-    def _check_size(self, record: Record) -> None:
-        """Raise PoisonRow when the topic does not take so large a record."""
-        limit = self._limits.get(record.topic)
-        if limit is None or self._is_compressing:
-            return
-        size = _BATCH_HEADER + len(record.value) + len(record.key)
-        size += sum(len(name) + len(value or b"") for name, value in record.headers)
-        if size > limit:
-            limit = self._learn_limit(record.topic, _LIMIT_TOLD_AGAIN_S) or limit  # it may have been raised meanwhile
-            if size > limit:
-                raise PoisonRow(_too_large(record.topic, size, limit))
+        if limit is not None and limit < self.batch_bytes:
+            self._need_batches_of(limit, topic)
+            self.raise_if_fatal()
 
     def _too_large(self, topic: str, size: int) -> RowError | None:
         """What a refusal for its size says of a record; None when its batch may be at fault and not the record."""
         limit = self._limit_sources.ask(topic, _LIMIT_TOLD_AGAIN_S)
-        if limit is not None:
-            self._limits[topic] = limit
         if size > (limit or self.batch_bytes) or self.batch_bytes <= (limit or _SMALLEST_BATCH_BYTES):
             return PoisonRow(_too_large(topic, size, limit))
         self._need_batches_of(limit or self.batch_bytes // 4, topic)
