@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: bench bench-profile demo test check fmt docs help
+.PHONY: bench bench-profile demo test check fmt docs help faults
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ bench: $(STAMP) ## figures on a real MySQL and a real Kafka, short (ARGS="--rows
 
 bench-profile: $(STAMP) ## where the processor time of a row goes, step by step
 	$(BIN)/python -m tests.benchmarks profile $(ARGS)
+
+faults: $(STAMP) ## a random mix of all faults while writers write (FAULTS_SEED, FAULTS_MINUTES=10), then the verdict
+	$(BIN)/python -m tests.e2e.faults
 
 check: $(STAMP) ## ruff, mypy --strict, import direction
 	$(BIN)/ruff check .

@@ -152,7 +152,14 @@ class KafkaPublisher:
 
     def poll(self, timeout_s: float) -> int:
         """See Publisher."""
-        return int(self._producer.poll(timeout_s))
+        try:
+            return int(self._producer.poll(timeout_s))
+        except KafkaException as error:  # how the library tells of a fatal error, beside the callback
+            reported = error.args[0]
+            if not reported.fatal():
+                raise KafkaUnavailable(f"the Kafka producer reports {reported.str()}") from error
+            self._fatal = reported.str()
+            return 0
 
     @property
     def failed(self) -> bool:
@@ -191,7 +198,10 @@ class KafkaPublisher:
         """Give up what is not answered yet; its rows stay pending in the table."""
         self._closing.set()
         self._producer.purge()
-        self._producer.poll(0)
+        try:
+            self.poll(0)
+        except KafkaUnavailable:
+            pass  # what it holds is given up anyway
 
     def _require_topic(self, topic: str) -> None:
         """Raise RetryableRow unless the cluster has the topic, or makes it when it is asked for it.

@@ -80,9 +80,33 @@ def every_clock_ahead(seconds: float) -> None:
     OutboxStatements.database_now = staticmethod(lambda _: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
 
 
+def fatal_producer(flag: Path) -> None:
+    """The producer fails for good once, when the file ``flag`` appears: what librdkafka has for tests, by its C API."""
+    import ctypes
+
+    import confluent_kafka.cimpl as cimpl
+
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
+    library = ctypes.CDLL(next(iter(libraries)))
+
+    class Failing(cimpl.Producer):  # type: ignore[misc]
+        def poll(self, timeout: float = -1) -> Any:
+            if flag.exists():
+                flag.unlink()
+                # The handle is the first field after the object's header (confluent_kafka.h, "Handle").
+                handle = ctypes.c_void_p.from_address(id(self) + object.__basicsize__)
+                library.rd_kafka_test_fatal_error(handle, 45, b"a test")
+            return super().poll(timeout)
+
+    import confluent_kafka
+
+    confluent_kafka.Producer = Failing  # type: ignore[misc]
+
+
 FAULTS: dict[str, Callable[[str], None]] = {
     "FAULT_DIE_IN_CHECKPOINT": die_in_checkpoint,
     "FAULT_FULL_DISK": lambda flag: full_disk(Path(flag)),
+    "FAULT_FATAL_PRODUCER": lambda flag: fatal_producer(Path(flag)),
     "FAULT_CLOCK_AHEAD_S": lambda seconds: clock_ahead(float(seconds)),
     "FAULT_EVERY_CLOCK_AHEAD_S": lambda seconds: every_clock_ahead(float(seconds)),
 }

@@ -47,6 +47,7 @@ class Stack:
             "CDC_CONSUMER__GROUP_ID": self.topic,
         }
         self.partitions = partitions
+        self.shows_logs = True
         self.relay = self.new_relay("relay")
         # A consumer that was killed keeps its partitions for this long; the default of 45 s would only be waited out.
         quick = {"CDC_KAFKA__PROPERTIES": json.dumps({"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000})}
@@ -141,8 +142,8 @@ class Stack:
             except AssertionError as error:
                 print(f"a writer failed: {error}")
         for program in (self.relay, self.consumer):
-            # Shown when the test fails.
-            print(f"--- the end of the log of {program.name}:\n{program.log_tail(60)}")
+            if self.shows_logs:  # by pytest, when the test fails
+                print(f"--- the end of the log of {program.name}:\n{program.log_tail(60)}")
             program.close()
         self.engine.dispose()
 

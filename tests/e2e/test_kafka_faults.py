@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.programs import launched
 from tests.e2e.stack import Stack, stack_on
 from tests.harness import eventually
 
@@ -51,7 +52,7 @@ def test_an_outage_costs_no_row_an_attempt_and_delivery_goes_on_by_itself(stack:
     own_kafka.kill()
     try:
         stack.write_some(1500)  # more than may be in flight
-        time.sleep(12)
+        time.sleep(8)
         assert attempts(stack) == 0
         assert stack.statuses() == {"consumed": 50, "pending": 1500}
         assert not stack.relay.is_ready()
@@ -125,6 +126,23 @@ def test_a_record_larger_than_the_topic_takes_is_dead_at_once_and_costs_no_other
         ):
             assert retry_count == 1
             assert str(limit) in error
+
+
+def test_a_producer_that_fails_for_good_is_made_anew_and_reading_resumes_in_order(stack: Stack, tmp_path: Path) -> None:
+    flag = tmp_path / "fail now"
+    with launched(stack.relay, FAULT_FATAL_PRODUCER=str(flag)):
+        stack.start()
+        writers = stack.write(pause_s=(0.0, 0.01))
+        for _ in range(3):
+            stack.wait_for_rows(150)
+            flag.touch()
+            eventually(lambda: not flag.exists(), "the failure")
+        stack.wait_for_rows(150)
+        writers.stop()
+        stack.verdict().require_good(duplicates=3 * (IN_FLIGHT + 60))
+        assert attempts(stack) == 0
+        assert "failed for good" in str(stack.relay.said("session_failed"))
+        assert stack.relay.starts == 1
 
 
 def test_a_topic_that_is_deleted_and_made_again_while_both_programs_run_loses_nothing(

@@ -15,8 +15,8 @@ from tests.e2e.stack import Stack, stack_on
 
 IN_FLIGHT = 300
 
-#: A silent connection is given up after 10 s; the rest is this machine being busy.
-HEALED_S = 30.0
+#: A silent connection is given up after 10 s: the relay's first, and then the consumer's, when it has something to do.
+HEALED_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,18 @@ def started(stack: Stack) -> None:
     stack.settle()
 
 
-DIRECTIONS = {"both ways": (True, True), "towards the server": (True, False), "towards the client": (False, True)}
-
-
-@pytest.mark.parametrize("way", DIRECTIONS)
-@pytest.mark.parametrize("which", ["mysql_proxy", "kafka_proxy"])
+@pytest.mark.parametrize(
+    ("which", "up", "down"),
+    [
+        ("mysql_proxy", True, True),
+        ("mysql_proxy", True, False),
+        ("kafka_proxy", True, True),
+        ("kafka_proxy", False, True),
+    ],
+)
 def test_connections_that_are_silent_for_ever_are_given_up_and_made_anew(
-    stack: Stack, which: str, way: str, request: pytest.FixtureRequest
+    stack: Stack, which: str, up: bool, down: bool, request: pytest.FixtureRequest
 ) -> None:
-    up, down = DIRECTIONS[way]
     started(stack)
     request.getfixturevalue(which).silence(up=up, down=down)
     began = time.monotonic()
@@ -84,7 +87,7 @@ def test_half_a_second_of_latency_costs_time_and_nothing_else(
     started(stack)
     for proxy in (mysql_proxy, kafka_proxy):
         proxy.delay(0.25)  # in each direction
-    writers = stack.write(300, pause_s=(0.0, 0.05))
+    writers = stack.write(150, pause_s=(0.0, 0.05))
     writers.join()
     verdict = stack.verdict()
     verdict.require_good(duplicates=0)
