@@ -136,6 +136,7 @@ class Proxy:
             await carrying
         finally:
             carrying.cancel()
+            await asyncio.gather(carrying, return_exceptions=True)  # its error is that of the connection
 
     def _call(self, action: Callable[[], Any]) -> None:
         async def run() -> None:
