@@ -6,7 +6,7 @@ thread that polls. When the last report is in, the whole batch goes to the statu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from threading import Event, Lock
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -18,6 +18,16 @@ from cdc_relay.outbox.envelope import Record
 class Publisher(Protocol):
     """Takes records to Kafka in order per partition, at least once."""
 
+    @property
+    def topics(self) -> Container[str]:
+        """Those that are known to exist; a record of another one must be given to ``publish``."""
+
+    @property
+    def produce(self) -> Callable[..., None]:
+        """``publish`` without its care, which is the client's own ``produce``: ``(topic, value, key or None, partition,
+        report, None, timestamp, headers)``. Raises whatever the client does, and then it has not taken the record.
+        """
+
     def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
         """Hand a record over; ``report(error, message)`` is called by ``poll`` when it is acknowledged or refused.
 
@@ -28,7 +38,10 @@ class Publisher(Protocol):
         """``(outbox id, reason)`` of a reported error; no reason when the record was given up and not refused."""
 
     def poll(self, timeout_s: float) -> int:
-        """Call the reports that have come in, waiting for the first up to ``timeout_s``; 0 when there were none."""
+        """Call the reports that have come in, waiting for the first up to ``timeout_s``; 0 when there were none.
+
+        Reports come one at a time: a second thread waits until the first has polled, or turns away if it has no time.
+        """
 
 
 _FRESH: Mapping[int, int] = MappingProxyType({})

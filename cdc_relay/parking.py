@@ -5,7 +5,7 @@ The tailer asks before it sends, the status writer holds keys whose row has fail
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sized
 from threading import Lock
 
 from cdc_relay.outbox.parking import Parking
@@ -20,8 +20,15 @@ class SharedParking:
         self._keys: dict[int, bytes] = {}
 
     def __bool__(self) -> bool:
-        # Read without the lock: the tailer asks for every row, and a stale answer is that of a moment ago.
         return bool(self._keys)
+
+    @property
+    def held(self) -> Sized:
+        """As long as it is empty nothing is held back; the same object always.
+
+        Read without the lock: the tailer asks for every row, and a stale answer is that of a moment ago.
+        """
+        return self._keys
 
     def hold(self, key: bytes, row_id: int) -> None:
         """Row ``row_id`` waits in the table, and later rows of its key behind it."""

@@ -213,7 +213,10 @@ class Session:
         writer = self._parts.writer
         wrote_at = 0.0
         while not self._drained.is_set():
-            self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
+            if time.monotonic() - self._progress_at > _GATHER_S:
+                self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
+            elif not writer.has_full_batch:
+                self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
             is_due = writer.has_full_batch or time.monotonic() - wrote_at >= _GATHER_S
             if is_due and self._uncontended(lambda: writer.run_once(self._parts.clock())):
                 wrote_at = time.monotonic()

@@ -20,13 +20,14 @@ from cdc_relay.outbox.envelope import Encoder
 from cdc_relay.outbox.row import Due, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.parking import SharedParking
+from cdc_relay.quick_send import QuickSender
 from cdc_relay.untouched import UntouchedRows
 from cdc_relay.watermark import AckWatermark
 
 #: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
 _SAME_MOMENT = timedelta(seconds=1)
 
-#: How long to wait for room, or for what is in flight, before looking again.
+#: How long to wait for Kafka's answers when there is no room, before looking again.
 _FULL_WAIT_S = 0.005
 
 #: Pauses before the looks at the pending rows: a transaction stands in the binlog a moment before others see its rows
@@ -96,7 +97,9 @@ class Tailer:
         self._head = head
         self._wait = wait
         self._zone = zone
-        self._encode = Encoder(zone).encode
+        encoder = Encoder(zone)
+        self._encode = encoder.encode
+        self._quick = QuickSender(publisher, parking.held, encoder)
         self._untouched = UntouchedRows(untouched) if untouched else None
         self._settled_until: BinlogPosition | None = head()
         self._reached = watermark.position
@@ -109,7 +112,7 @@ class Tailer:
         watermark.
         """
         if self._watermark.full:
-            self._wait(_FULL_WAIT_S)
+            self._take_answers()
             return 0
         sent = 0
         for batch in self._source.read():
@@ -137,10 +140,12 @@ class Tailer:
                 return False
             pending = self._pending()
             while not pending.exhausted:
-                if self._wait(_FULL_WAIT_S if self._watermark.full else 0):
-                    return False
                 if self._watermark.full:
+                    if self._take_answers():
+                        return False
                     continue
+                if self._wait(0):
+                    return False
                 for batch in pending.read():
                     self._deliver(batch, now, "reconcile")
             if not self._settled():
@@ -154,9 +159,14 @@ class Tailer:
     def _settled(self) -> bool:
         """Wait until nothing is in flight; false when stopped first."""
         while self._watermark.in_flight_rows:
-            if self._wait(_FULL_WAIT_S):
+            if self._take_answers():
                 return False
         return True
+
+    def _take_answers(self) -> bool:
+        """What there is to do while there is no room; true when the tailer must stop."""
+        self._publisher.poll(_FULL_WAIT_S)
+        return self._wait(0)
 
     def _is_caught_up(self, end: BinlogPosition | None) -> bool:
         return end is not None and self._caught_up_to is not None and end <= self._caught_up_to
@@ -179,13 +189,18 @@ class Tailer:
             on_settled=lambda: self._watermark.resolve(ticket),
         )
         due = Due.at(due_bound(now, self._zone))
-        for row in rows:
-            if row.is_plain(due) or self._is_ours(row, due.wall):
-                self._send(row, delivery)
+        at = 0
+        while (at := self._quick.run(rows, at, due, delivery)) < len(rows):
+            if self._is_ours(rows[at], due.wall):
+                self._send(rows[at], delivery)
+            at += 1
         if delivery.sent or delivery.failed or delivery.parked:
             delivery.close()
         else:
             self._watermark.resolve(ticket)  # nothing to wait for: the position moves on
+        # Here too, and not only on the thread that writes statuses: as long as rows keep coming that one sleeps, or
+        # the two would fight for the interpreter at every answer.
+        self._publisher.poll(0)
         return len(delivery.sent)
 
     def _send(self, row: OutboxRow, delivery: Delivery) -> None:

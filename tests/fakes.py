@@ -15,7 +15,7 @@ from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.checkpoint import Checkpoint
 from cdc_relay.errors import CheckpointError, KafkaUnavailable, PoisonRow, RetryableRow, RowError
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
-from cdc_relay.outbox.envelope import Record
+from cdc_relay.outbox.envelope import Headers, Record
 from cdc_relay.outbox.row import LockedRow, OutboxRow
 from cdc_relay.outbox.statements import HELD_BACK, PARKED, PendingRow, WaitingRow
 
@@ -75,6 +75,7 @@ class FakePublisher:
         self.acknowledged: list[Record] = []
         """What Kafka has taken, in order."""
         self.closed = False
+        self.topics: set[str] = set()
         self._waiting: deque[tuple[Record, Report]] = deque()
         self._reports: deque[tuple[Report, Refusal | None, Record]] = deque()
         self._lock = threading.Lock()
@@ -86,9 +87,24 @@ class FakePublisher:
             raise KafkaUnavailable("closed")
         if record.topic in self.missing:
             raise RetryableRow(f"there is no topic {record.topic!r}")
+        self.topics.add(record.topic)
         with self._lock:
             self.published.append(record)
             self._waiting.append((record, report))
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        partition: int,
+        report: Report,
+        on_delivery: None,
+        timestamp: int,
+        headers: Headers,
+    ) -> None:
+        assert (partition, on_delivery, timestamp) == (-1, None, 0)
+        self.publish(Record(topic, key or b"", value, headers), report)
 
     def outcome(self, error: Any, message: Any) -> tuple[int, RowError | None]:
         found = _OUTBOX_ID.match(message.value)

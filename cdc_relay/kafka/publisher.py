@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from confluent_kafka import KafkaError as ErrorCode
@@ -77,9 +77,10 @@ class KafkaPublisher:
         """``batch_bytes``: what the publisher before this one has learned, see there."""
         self._fatal: str | None = None
         self._servers = settings.bootstrap_servers
-        self._topics: set[str] = set()
+        self.topics: set[str] = set()  # of the port
         self._missing_until: dict[str, float] = {}
         self._closing = Event()
+        self._polling = Lock()
         self.brokers_down = False
         """Whether no broker could be reached when that was heard last; for health, not for decisions."""
         properties = settings.client_properties(
@@ -113,16 +114,16 @@ class KafkaPublisher:
             self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
         except KafkaException as error:
             raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
-        self._produce = self._producer.produce
+        self.produce: Callable[..., None] = self._producer.produce
 
     def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
         """See Publisher."""
         topic, key, value, headers = record
-        if topic not in self._topics:
+        if topic not in self.topics:
             self._require_topic(topic)
         while True:
             try:
-                self._produce(topic, value, key or None, headers=headers, on_delivery=report)
+                self.produce(topic, value, key or None, headers=headers, on_delivery=report)
                 return
             except BufferError:
                 # Full: the polling thread makes room as Kafka answers.
@@ -146,12 +147,14 @@ class KafkaPublisher:
             return row_id, self._too_large(topic, len(value))
         if error.code() in _RETRYABLE:
             # Until this row holds its key back, nothing else may go to the topic, though it be mended meanwhile.
-            self._topics.discard(topic)
+            self.topics.discard(topic)
             self._missing_until[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S
         return row_id, _row_error(error, topic, len(value))
 
     def poll(self, timeout_s: float) -> int:
         """See Publisher."""
+        if not self._polling.acquire(blocking=timeout_s > 0):
+            return 0
         try:
             return int(self._producer.poll(timeout_s))
         except KafkaException as error:  # how the library tells of a fatal error, beside the callback
@@ -160,6 +163,8 @@ class KafkaPublisher:
                 raise KafkaUnavailable(f"the Kafka producer reports {reported.str()}") from error
             self._fatal = reported.str()
             return 0
+        finally:
+            self._polling.release()
 
     @property
     def failed(self) -> bool:
@@ -217,7 +222,7 @@ class KafkaPublisher:
                     deadline = time.monotonic() + _TOPIC_APPEARS_S
                 elif found:
                     self._learn_limit(topic, _LIMIT_TOLD_S)
-                    self._topics.add(topic)
+                    self.topics.add(topic)
                     self._missing_until.pop(topic, None)
                     return
                 if self._closing.wait(_FULL_WAIT_S * 10):

@@ -62,8 +62,8 @@ class Rfc3339:
         self._zone = zone
         self._seconds: dict[bytes, tuple[bytes, bytes] | None] = {}
 
-    def __call__(self, raw: bytes) -> bytes | None:
-        """None for dates that Python cannot hold."""
+    def text(self, raw: bytes) -> bytes | None:
+        """``raw`` in words; None for dates that Python cannot hold."""
         if len(raw) == LONGEST_BYTES:
             second, high, low = _MICROSECONDS(raw)
             microsecond = high << 16 | low

@@ -37,7 +37,11 @@ _new_tuple = tuple.__new__
 _join = b"".join
 
 #: A payload shorter than this cannot be nested so deeply that it can be read by itself but not within the record.
-_SHORT = 2000
+SHORT = 2000
+
+#: Around what differs from row to row in a record's value; between id and payload stands ``Encoder.parts``.
+OPENING = b'{"outbox_id": '
+CLOSING = b"}"
 
 
 class Record(NamedTuple):
@@ -54,22 +58,20 @@ class Encoder:
 
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
-        self._packed_rfc3339 = Rfc3339(zone)
+        self.rfc3339 = Rfc3339(zone).text
+        """A packed time as the header says it; None for what is no date."""
         self._known: dict[tuple[str, str], tuple[bytes, tuple[str, bytes]]] = {}
 
     def encode(self, row: OutboxRow) -> Record:
         """The record of ``row``; raises PoisonRow where no retry could ever make one."""
         row_id, biz_type, topic, key, payload = row[:5]
-        known = self._known.get((topic, biz_type))
-        if known is None:
-            known = self._learn(topic, biz_type)
-        middle, biz_header = known
+        middle, biz_header = self.parts(topic, biz_type)
         check_json(payload)
         number = b"%d" % row_id
-        value = _join((b'{"outbox_id": ', number, middle, payload, b"}"))
+        value = _join((OPENING, number, middle, payload, CLOSING))
         if type(row) is BinlogRow:
             packed: bytes | None = row[9]  # type: ignore[assignment]
-            created_at = None if packed is None else self._packed_rfc3339(packed)
+            created_at = None if packed is None else self.rfc3339(packed)
         else:
             created_at = None if row.created_at is None else rfc3339(row.created_at, self._zone)
         if created_at is None:
@@ -78,8 +80,14 @@ class Encoder:
             headers = [("outbox_id", number), biz_header, ("created_at", created_at)]
         return _new_tuple(Record, (topic, key, value, headers))
 
-    def _learn(self, topic: str, biz_type: str) -> tuple[bytes, tuple[str, bytes]]:
-        """What stands between id and payload, and the header, of rows with this topic and type."""
+    def parts(self, topic: str, biz_type: str) -> tuple[bytes, tuple[str, bytes]]:
+        """What stands between id and payload, and the header, of rows with this topic and type.
+
+        Raises PoisonRow where no retry could ever make a record of them.
+        """
+        known = self._known.get((topic, biz_type))
+        if known is not None:
+            return known
         if not is_legal_topic(topic):
             raise PoisonRow(
                 f"topic {topic!r} is no legal Kafka topic: 1 to 249 of a-z A-Z 0-9 . _ - and neither '.' nor '..'"
@@ -100,7 +108,7 @@ def encode(row: OutboxRow, zone: tzinfo) -> Record:
 def check_json(payload: bytes) -> None:
     """Raise PoisonRow unless ``payload`` is one JSON value (RFC 8259) in UTF-8 that ``decode`` can read again."""
     try:
-        if len(payload) < _SHORT:
+        if len(payload) < SHORT:
             orjson.loads(payload)
             return
         # Within a list, so that it is as deeply nested as in the record: the parser's limit must strike here already.

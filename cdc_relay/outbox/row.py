@@ -55,10 +55,6 @@ class OutboxRow(NamedTuple):
         """Pending and never tried: the tailer's row, if it is not scheduled for later."""
         return self.status == Status.PENDING and self.retry_count == 0 and not self.held
 
-    def is_plain(self, due: Due) -> bool:
-        """Fresh, and due whatever clock the application has: nearly every row is. False may mean that as well."""
-        return self.is_fresh and (self.next_retry_at is None or self.next_retry_at <= due.wall)
-
 
 class BinlogRow(OutboxRow):
     """A row whose times are still packed as DATETIME2: most are compared or printed so, and never unpacked.
@@ -79,11 +75,6 @@ class BinlogRow(OutboxRow):
         """See OutboxRow."""
         raw: bytes | None = self[9]  # type: ignore[assignment]
         return None if raw is None else datetime2.unpack(raw)
-
-    def is_plain(self, due: Due) -> bool:
-        """See OutboxRow."""
-        at: bytes | None = self[8]  # type: ignore[assignment]
-        return self[6] == 0 and self[5] == "pending" and (at is None or at <= due.packed[len(at)])
 
     @property
     def unpacked(self) -> OutboxRow:

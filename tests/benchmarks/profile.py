@@ -22,7 +22,7 @@ from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.config import load
 from cdc_relay.delivery import Delivery
 from cdc_relay.outbox.envelope import Encoder, Record
-from cdc_relay.outbox.row import Due, OutboxRow
+from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from tests.benchmarks.catchup import FilledOutbox
 from tests.benchmarks.relay import Topic
@@ -81,8 +81,6 @@ def _steps(filled: FilledOutbox, servers: Servers, count: int) -> Iterator[tuple
     read = _timed(count, lambda: rows.extend(row for _ in pieces for batch in source.read() for row in batch.rows))
     yield "frame, verify, decode", read
 
-    due = Due.at(datetime.now(UTC).replace(tzinfo=None))
-    yield "fresh and due?", _timed(count, lambda: [row.is_plain(due) for row in rows])
     encode = Encoder(UTC).encode
     records: list[Record] = []
     yield "envelope, JSON check", _timed(count, lambda: records.extend(map(encode, rows)))

@@ -27,7 +27,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "logic": (
         *("cdc_relay.watermark", "cdc_relay.parking", "cdc_relay.delivery", "cdc_relay.metrics"),
-        *("cdc_relay.tailer", "cdc_relay.untouched", "cdc_relay.sweeper", "cdc_relay.reconcile", "cdc_relay.writeback"),
+        *("cdc_relay.tailer", "cdc_relay.quick_send", "cdc_relay.untouched", "cdc_relay.sweeper"),
+        *("cdc_relay.reconcile", "cdc_relay.writeback"),
         *("consumer.worker", "consumer.plan", "consumer.registry", "consumer.unit_of_work", "consumer.handlers"),
     ),
     "adapters": (
