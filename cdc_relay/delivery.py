@@ -37,6 +37,10 @@ class Publisher(Protocol):
     def outcome(self, error: Any, message: Any) -> tuple[int, RowError | None]:
         """``(outbox id, reason)`` of a reported error; no reason when the record was given up and not refused."""
 
+    @property
+    def in_flight(self) -> int:
+        """Records handed over whose reports have not been called."""
+
     def poll(self, timeout_s: float) -> int:
         """Call the reports that have come in, waiting for the first up to ``timeout_s``; 0 when there were none.
 
@@ -78,6 +82,7 @@ class Delivery:
         self._publisher = publisher
         self._done = done
         self._on_settled = on_settled
+        self._acknowledged_before = 0
         self._reported = 0
         self._expected = -1  # not known before close()
         self._lock = Lock()
@@ -88,9 +93,14 @@ class Delivery:
         self._publisher.publish(record, self.report)
         self.sent.append(row_id)
 
+    def add_acknowledged(self, row_id: int) -> None:
+        """A row that Kafka has acknowledged before."""
+        self.sent.append(row_id)
+        self._acknowledged_before += 1
+
     def close(self) -> None:
         """All rows are in."""
-        self._expected = len(self.sent)
+        self._expected = len(self.sent) - self._acknowledged_before
         if self._reported == self._expected:
             self._complete()
 
@@ -101,6 +111,11 @@ class Delivery:
         self._reported += 1
         if self._reported == self._expected:
             self._complete()
+
+    @property
+    def all_acknowledged(self) -> bool:
+        """Whether Kafka has every row; valid once complete."""
+        return not (self.failed or self.parked or self.abandoned)
 
     @property
     def published(self) -> list[int]:

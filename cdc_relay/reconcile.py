@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
+from cdc_relay.acknowledged import Acknowledged
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.checkpoint import Checkpoint, CheckpointStore
@@ -49,6 +50,24 @@ class Start:
     """When the position's file was begun, if the checkpoint says so."""
     parked: bool = False
     """Whether keys were held back when the checkpoint was saved."""
+    acknowledged: BinlogPosition | None = None
+    """Up to here Kafka has everything, though the table may not say so."""
+
+    def knowing(self, acknowledged: Acknowledged | None, binlog: ServerBinlog) -> Start:
+        """With what was noted of Kafka's acknowledgements, if it is of the very file that the checkpoint is in.
+
+        Only of that file it is certain which one it is: the reader compares when it was begun.
+        """
+        if (
+            acknowledged is None
+            or self.reconcile is not None
+            or not self.file_created_at
+            or (acknowledged.server, acknowledged.file_created_at) != (binlog.server, self.file_created_at)
+            or acknowledged.position.file != self.position.file
+            or not self.position < acknowledged.position <= binlog.head
+        ):
+            return self
+        return replace(self, acknowledged=acknowledged.position)
 
 
 def load_start(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event
 
+from cdc_relay.acknowledged import AcknowledgedFile
 from cdc_relay.admin.server import AdminServer, Health
 from cdc_relay.binlog.connection import DumpConnection, choose_reader
 from cdc_relay.binlog.position import BinlogPosition
@@ -94,6 +95,7 @@ class RelayService:
                 marks_tailed=settings.writeback.mode == "status",
             ),
             checkpointer=Checkpointer(self._store, settings.checkpoint.interval_s, self._leadership.check),
+            acknowledged=AcknowledgedFile.beside(settings.checkpoint.path),
             metrics=self._metrics,
         )
 
@@ -223,11 +225,13 @@ class RelayService:
             start = load_start(self._store, binlog, jump_behind_bytes=jump, distrust=distrust)
         if not self._tail:
             return start
+        start = start.knowing(self._parts.acknowledged.load(), binlog)
         if start.reconcile is None:
             log.info(
                 f"tailing from the checkpoint {start.position}",
                 action="start",
                 position=str(start.position),
+                acknowledged=str(start.acknowledged or start.position),
                 reader=self._reader,
             )
         else:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from cdc_relay.acknowledged import Acknowledged, AcknowledgedFile
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
 from cdc_relay.binlog.server import head, server_binlog
@@ -72,6 +73,7 @@ class Parts:
     parking: SharedParking
     writer: StatusWriter
     checkpointer: Checkpointer
+    acknowledged: AcknowledgedFile
     metrics: RelayMetrics
 
 
@@ -106,6 +108,7 @@ class Session:
         self._failure: BaseException | None = None
         self._source = open_source(self._intake_stopped) if open_source else None
         self._reconciling = start.reconcile is not None
+        self._noted = start.position
         self._progress_at = time.monotonic()
         self._probe_at = 0.0
         self._look_at = time.monotonic() + _LOOK_S
@@ -191,6 +194,8 @@ class Session:
             wait=self._wait,
             zone=parts.settings.database.zone,
             untouched=self._untouched,
+            acknowledged=self._start.acknowledged,
+            max_unacknowledged_rows=parts.settings.tail.max_unacknowledged_rows,
         )
         if self._reconciling:
             if not tailer.catch_up(self._parts.clock()):
@@ -200,6 +205,7 @@ class Session:
         while not self._intake_stopped.is_set():
             tailer.run_once(self._parts.clock())
             self._told_progress()
+            self._note_acknowledged()
 
     def _wait(self, seconds: float) -> bool:
         self._told_progress()
@@ -217,6 +223,7 @@ class Session:
                 self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
             elif not writer.has_full_batch:
                 self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
+            self._note_acknowledged()
             is_due = writer.has_full_batch or time.monotonic() - wrote_at >= _GATHER_S
             if is_due and self._uncontended(lambda: writer.run_once(self._parts.clock())):
                 wrote_at = time.monotonic()
@@ -312,6 +319,7 @@ class Session:
         self._drained.set()
         writing.join(max(1.0, deadline - time.monotonic()))
         self._save(force=True)
+        self._parts.acknowledged.close()
 
     def _save(self, *, force: bool) -> None:
         checkpoint = self.checkpoint()
@@ -328,6 +336,14 @@ class Session:
         except CheckpointError as error:
             # The relay goes on: the table is the truth, a restart without the checkpoint only takes longer.
             log.error(f"{error}; delivery goes on", action="checkpoint_failed")
+
+    def _note_acknowledged(self) -> None:
+        position = self.watermark.acknowledged
+        if position is self._noted or self._source is None or self._reconciling:
+            return
+        self._noted = position
+        created_at = self._source.file_created_at(position.file)
+        self._parts.acknowledged.note(Acknowledged(self._binlog.server, position, created_at))
 
     def _observe(self) -> None:
         metrics, watermark = self._parts.metrics, self.watermark

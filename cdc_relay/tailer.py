@@ -77,6 +77,8 @@ class Tailer:
         wait: Callable[[float], bool],
         zone: tzinfo,
         untouched: Callable[[int, int], range | set[int]] | None = None,
+        acknowledged: BinlogPosition | None = None,
+        max_unacknowledged_rows: int = 1_000_000,
     ) -> None:
         """``complete`` takes each delivery when Kafka has answered for all of it (``StatusWriter.complete``).
 
@@ -85,7 +87,8 @@ class Tailer:
         have been sent before is read from the table.
 
         Rows up to where the binlog ends now may have been sent before: only those that the table still calls pending
-        are sent again, so that a restart makes next to no duplicates.
+        are sent again. Up to ``acknowledged`` Kafka has had every row that was this tailer's to send, whatever the
+        table says. So a restart makes next to no duplicates: as many as ``max_unacknowledged_rows`` and one batch.
         """
         self._source = source
         self._pending = pending
@@ -101,17 +104,19 @@ class Tailer:
         self._encode = encoder.encode
         self._quick = QuickSender(publisher, parking.held, encoder)
         self._untouched = UntouchedRows(untouched) if untouched else None
+        self._acknowledged = acknowledged
+        self._max_unacknowledged_rows = max_unacknowledged_rows
         self._settled_until: BinlogPosition | None = head()
         self._reached = watermark.position
         self._caught_up_to: BinlogPosition | None = None
 
     def run_once(self, now: datetime) -> int:
-        """Read once and send; how many rows were sent. Nothing is read while the watermark is full.
+        """Read once and send; how many rows were sent. Nothing is read while too much is in flight.
 
         Raises what source, publisher and look-up raise; then this tailer is of no use, and a new one begins at the
         watermark.
         """
-        if self._watermark.full:
+        if self._is_full:
             self._take_answers()
             return 0
         sent = 0
@@ -140,7 +145,7 @@ class Tailer:
                 return False
             pending = self._pending()
             while not pending.exhausted:
-                if self._watermark.full:
+                if self._is_full:
                     if self._take_answers():
                         return False
                     continue
@@ -163,6 +168,10 @@ class Tailer:
                 return False
         return True
 
+    @property
+    def _is_full(self) -> bool:
+        return self._watermark.full or self._publisher.in_flight >= self._max_unacknowledged_rows
+
     def _take_answers(self) -> bool:
         """What there is to do while there is no room; true when the tailer must stop."""
         self._publisher.poll(_FULL_WAIT_S)
@@ -181,14 +190,22 @@ class Tailer:
             rows=len(rows),
             size=batch.size if rows else 0,
         )
+
+        def complete(delivery: Delivery) -> None:
+            if delivery.all_acknowledged:
+                self._watermark.acknowledge(ticket)
+            self._complete(delivery)
+
         delivery = Delivery(
             self._publisher,
-            self._complete,
+            complete,
             path=path,
             committed_at=batch.committed_at,
             on_settled=lambda: self._watermark.resolve(ticket),
         )
         due = Due.at(due_bound(now, self._zone))
+        if path == "tail" and self._is_acknowledged(batch):
+            rows = self._leave_acknowledged(rows, due.wall, delivery)
         at = 0
         while (at := self._quick.run(rows, at, due, delivery)) < len(rows):
             if self._is_ours(rows[at], due.wall):
@@ -232,6 +249,28 @@ class Tailer:
             return True
         return self._untouched is not None and self._untouched.has_all([row.id for row in batch.rows])
 
+    def _is_acknowledged(self, batch: TransactionBatch) -> bool:
+        """Whether Kafka had the rows of the batch before this tailer began."""
+        if self._acknowledged is None or batch.end is None or batch.unreadable:
+            return False
+        if batch.end > self._acknowledged:
+            self._acknowledged = None  # from here on all is new
+            return False
+        return True
+
+    def _leave_acknowledged(self, rows: list[OutboxRow], due: datetime, delivery: Delivery) -> list[OutboxRow]:
+        """Put rows that Kafka has into the delivery as they are; the others.
+
+        A row that was scheduled may have been left to the sweep then, and be due now: it counts as not sent.
+        """
+        others = []
+        for row in rows:
+            if is_sent_at_once(row) and self._is_ours(row, due):
+                delivery.add_acknowledged(row.id)
+            else:
+                others.append(row)
+        return others
+
     def _may_have_been_sent(self) -> bool:
         # Where the batch begins counts, not where it ends: it may hold transactions from before and behind.
         if self._settled_until is not None and self._reached >= self._settled_until:
@@ -253,7 +292,10 @@ def is_scheduled(row: OutboxRow, due: datetime) -> bool:
     ``next_retry_at`` of an ordinary row is the moment of its insert by the application's clock, which may be minutes
     from ours: so it is compared with ``created_at``, written by the same clock.
     """
+    return row.next_retry_at is not None and row.next_retry_at > due and not is_sent_at_once(row)
+
+
+def is_sent_at_once(row: OutboxRow) -> bool:
+    """Whether the application has not scheduled the row, so that the tailer sends it whatever time it is."""
     at = row.next_retry_at
-    if at is None or at <= due:
-        return False
-    return row.created_at is None or at > row.created_at + _SAME_MOMENT
+    return at is None or (row.created_at is not None and at <= row.created_at + _SAME_MOMENT)

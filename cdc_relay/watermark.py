@@ -21,19 +21,22 @@ class Ticket:
     committed_at: float
     rows: int
     size: int
+    acknowledged: bool = False
     resolved: bool = False
 
 
 class AckWatermark:
     """Batches go in in binlog order and are resolved in any order; the position moves over resolved ones only.
 
-    Pure but for a lock: one thread tracks, another resolves.
+    A second position, ``acknowledged``, runs ahead of it: over batches that Kafka has whole, written to the table or
+    not. Pure but for a lock: one thread tracks, others acknowledge and resolve.
     """
 
     def __init__(self, start: BinlogPosition, *, max_rows: int, max_bytes: int) -> None:
         self._lock = Lock()
         self._tickets: deque[Ticket] = deque()
-        self._position = start
+        self._unacknowledged: deque[Ticket] = deque()
+        self._position = self._acknowledged = start
         self._committed_at = 0.0
         self._rows = 0
         self._bytes = 0
@@ -45,15 +48,22 @@ class AckWatermark:
         ticket = Ticket(end, committed_at, rows, size)
         with self._lock:
             self._tickets.append(ticket)
+            self._unacknowledged.append(ticket)
             self._rows += rows
             self._bytes += size
         return ticket
+
+    def acknowledge(self, ticket: Ticket) -> None:
+        """Kafka has acknowledged every row of the batch."""
+        with self._lock:
+            self._acknowledge(ticket)
 
     def resolve(self, ticket: Ticket) -> None:
         """Every row of the batch has left by a durable exit. Resolving twice changes nothing."""
         with self._lock:
             if ticket.resolved:
                 return
+            self._acknowledge(ticket)
             ticket.resolved = True
             self._rows -= ticket.rows
             self._bytes -= ticket.size
@@ -62,6 +72,18 @@ class AckWatermark:
                 if first.end is not None:
                     self._position = first.end
                     self._committed_at = first.committed_at or self._committed_at
+
+    def _acknowledge(self, ticket: Ticket) -> None:
+        ticket.acknowledged = True
+        while self._unacknowledged and self._unacknowledged[0].acknowledged:
+            end = self._unacknowledged.popleft().end
+            if end is not None:
+                self._acknowledged = end
+
+    @property
+    def acknowledged(self) -> BinlogPosition:
+        """Nothing before it needs to be sent again; not before ``position``."""
+        return self._acknowledged
 
     @property
     def position(self) -> BinlogPosition:

@@ -79,7 +79,10 @@ def reset(
     \b
     Exit codes: 0 there is none now, 2 a setting, 6 it cannot be removed.
     """
+    from cdc_relay.acknowledged import AcknowledgedFile
+
     store = _store(config, checkpoint)
+    AcknowledgedFile.beside(store.path).reset()
     gone = store.reset()
     typer.echo(f"{store.path}: {'removed' if gone else 'there was none'}")
 

@@ -47,6 +47,8 @@ class _Recorded:
 class _NoKafka:
     """A publisher that keeps nothing."""
 
+    in_flight = 0
+
     def publish(self, record: Record, report: Callable[[Any, Any], None]) -> None:
         pass
 

@@ -69,3 +69,20 @@ def test_the_relay_is_killed_in_the_middle_of_writing_the_checkpoint(stack: Stac
     stack.verdict().require_good(duplicates=IN_FLIGHT + MORE)
     # Whatever the step, the checkpoint is whole: the one before or the new one.
     assert len(stack.relay.said("start")) == starts + 1
+
+
+def test_a_kill_doubles_what_was_on_its_way_to_kafka_and_not_all_since_the_checkpoint(
+    mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    settings = {"tail__max_unacknowledged_rows": 100, "checkpoint__interval_s": 60, "writeback__mode": "none"}
+    with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
+        stack.start()
+        writers = stack.write(pause_s=(0.0, 0.001))
+        kills = 3
+        for _ in range(kills):
+            stack.wait_for_rows(1_000)
+            stack.relay.kill()
+            stack.relay.start()
+        writers.stop()
+        # What one look at the connection brings comes on top; the rows since the checkpoint are several times as many.
+        stack.verdict().require_good(duplicates=kills * (100 + 300))

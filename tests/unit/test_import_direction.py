@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "adapters": (
         *("cdc_relay.binlog.connection", "cdc_relay.binlog.source", "cdc_relay.binlog.server"),
         *("cdc_relay.binlog.reconnect", "cdc_relay.kafka", "cdc_relay.checkpoint", "cdc_relay.lease"),
+        "cdc_relay.acknowledged",
         *("cdc_relay.admin", "cdc_relay.preflight", "cdc_relay.embedded", "cdc_relay.status", "cdc_relay.tables"),
         *("consumer.source", "consumer.topics", "consumer.dead_letter", "consumer.properties"),
         *("consumer.kafka_errors", "consumer.outage", "consumer.metrics"),
@@ -47,8 +48,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 #: Names that may be imported against the direction, and why that is no dependency on the adapter.
 EXCEPTIONS: dict[tuple[str, str], set[str]] = {
-    # The value and the port stand beside the store that implements it.
+    # The values and the port stand beside the stores.
     ("cdc_relay.reconcile", "cdc_relay.checkpoint"): {"Checkpoint", "CheckpointStore"},
+    ("cdc_relay.reconcile", "cdc_relay.acknowledged"): {"Acknowledged"},
 }
 
 #: Libraries that values and logic of both programs reach neither directly nor through one another.

@@ -75,6 +75,8 @@ class Rig:
         max_rows: int = 1000,
         publisher: FakePublisher | None = None,
         untouched: bool = False,
+        acknowledged: int | None = None,
+        max_unacknowledged_rows: int = 1000,
     ) -> None:
         self.source = FakeSource(*reads)
         self.table = Table()
@@ -103,6 +105,8 @@ class Rig:
             wait=self.wait,
             zone=UTC,
             untouched=self.table.untouched if untouched else None,
+            acknowledged=None if acknowledged is None else at(acknowledged),
+            max_unacknowledged_rows=max_unacknowledged_rows,
         )
 
     def wait(self, seconds: float) -> bool:
@@ -449,6 +453,70 @@ def test_certain_rows_are_not_asked_for() -> None:
     rig.source.reads.append([batch(2, end=200)])
     rig.run()
     assert rig.table.asked == [[1]]  # only the first batch may reach back behind the head
+
+
+# --- what Kafka had before this process began ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("untouched", [True, False])
+def test_what_kafka_has_is_written_and_not_sent_again(untouched: bool) -> None:
+    rig = Rig(
+        [batch(1, 2, end=100)],
+        [batch(3, end=200)],
+        [batch(4, end=300)],
+        head=300,
+        untouched=untouched,
+        acknowledged=200,
+    )
+    rig.table.add(*(outbox_row(n) for n in (1, 2, 3, 4)))
+    rig.run()
+    assert rig.sent == [4]
+    assert {row.status for row in rig.table.rows.values()} == {"published"}
+    assert rig.watermark.position == rig.watermark.acknowledged == at(300)
+
+
+def test_a_batch_that_reaches_beyond_what_kafka_has_is_sent() -> None:
+    rig = Rig([batch(1, 2, end=100)], [batch(3, end=150)], head=300, untouched=True, acknowledged=99)
+    rig.table.add(*(outbox_row(n) for n in (1, 2, 3)))
+    rig.run()
+    assert rig.sent == [1, 2, 3]
+
+
+def test_among_what_kafka_has_a_row_that_was_not_the_tailers_to_send_is_not_taken_for_sent() -> None:
+    scheduled = outbox_row(2, key="b", next_retry_at=WALL - timedelta(seconds=1), created_at=WALL - timedelta(hours=1))
+    held = outbox_row(3, key="c")._replace(held=True)
+    failed = outbox_row(4, key="d", retry_count=1)
+    dead = outbox_row(5, key="e", status="dead")
+    plain = outbox_row(6, key="f")
+    some = (scheduled, held, failed, dead, plain)
+    inserted = [outbox_row(row.id, key=row.message_key.decode(), next_retry_at=row.next_retry_at) for row in some]
+    rig = Rig([batch(*inserted, end=100)], head=300, acknowledged=100)
+    rig.table.add(*some)
+    rig.run()
+    assert rig.sent == [2]  # due by now, and nobody knows whether the sweep has sent it
+    assert rig.table.rows[6].status == "published"
+    assert [rig.table.rows[n].status for n in (3, 4, 5)] == ["pending", "pending", "dead"]
+
+
+def test_what_kafka_refused_or_what_waits_is_not_called_acknowledged_before_it_is_written() -> None:
+    rig = Rig([batch(1, outbox_row(2, payload="{"), end=100)], [batch(3, end=200)])
+    rig.writes = False
+    rig.run()
+    assert rig.watermark.acknowledged == at(0)
+    rig.writes = True
+    rig.write()
+    assert rig.watermark.acknowledged == at(200)
+
+
+def test_nothing_is_read_while_kafka_owes_too_many_answers() -> None:
+    publisher = FakePublisher(answers=False)
+    rig = Rig([batch(1, 2)], [batch(3)], publisher=publisher, max_unacknowledged_rows=2)
+    rig.writes = False
+    assert rig.tailer.run_once(NOW) == 2
+    assert rig.tailer.run_once(NOW) == 0
+    publisher.answer()
+    assert rig.tailer.run_once(NOW) == 0  # the answer is taken
+    assert rig.tailer.run_once(NOW) == 1
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------

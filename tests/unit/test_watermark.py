@@ -166,3 +166,20 @@ def test_one_thread_may_track_while_others_resolve() -> None:
     assert mark.position == at(10 + count - 1)
     assert seen == sorted(seen)
     assert (mark.in_flight_rows, mark.in_flight_bytes) == (count, 2 * count)
+
+
+def test_what_kafka_has_runs_ahead_of_what_is_written_and_passes_nothing_that_kafka_has_not() -> None:
+    mark = watermark()
+    first, second, inside, last = (
+        mark.track(end, committed_at=0.0, rows=1, size=1) for end in (at(10), at(20), None, at(40))
+    )
+    mark.acknowledge(second)
+    assert mark.acknowledged == START
+    mark.acknowledge(first)
+    assert (mark.acknowledged, mark.position) == (at(20), START)
+    mark.acknowledge(last)
+    assert mark.acknowledged == at(20)
+    mark.resolve(inside)  # by another exit
+    assert (mark.acknowledged, mark.position) == (at(40), START)
+    mark.resolve(first)
+    assert (mark.acknowledged, mark.position) == (at(40), at(10))
