@@ -141,10 +141,13 @@ class Session:
         if self._source is None or self._reconciling:
             return None
         position = self.watermark.position
+        file_created_at = self._source.file_created_at(position.file)
+        if not file_created_at:
+            return None  # known a moment later, when the beginning of the file has come
         return Checkpoint(
             server=self._binlog.server,
             position=position,
-            file_created_at=self._source.file_created_at(position.file),
+            file_created_at=file_created_at,
             committed_at=self.watermark.committed_at,
             written_at=time.time(),
             parked=bool(self._parts.parking),
