@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.long_forms import OUTAGE_S
 from tests.e2e.programs import launched
 from tests.e2e.stack import Stack, stack_on
 from tests.harness import eventually
@@ -52,7 +53,7 @@ def test_an_outage_costs_no_row_an_attempt_and_delivery_goes_on_by_itself(stack:
     own_kafka.kill()
     try:
         stack.write_some(1500)  # more than may be in flight
-        time.sleep(8)
+        time.sleep(OUTAGE_S)
         assert attempts(stack) == 0
         assert stack.statuses() == {"consumed": 50, "pending": 1500}
         assert not stack.relay.is_ready()
