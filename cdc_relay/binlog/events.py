@@ -84,6 +84,8 @@ ROWS_FIXED_SIZE = 8
 CHECKSUM_SIZE = 4
 CHECKSUM_NONE = 0
 CHECKSUM_CRC32 = 1
+#: What zlib.crc32 gives for anything that its own CRC32 follows, least byte first, and for nothing else.
+CRC32_RESIDUE = 0x2144DF1C
 
 #: FORMAT_DESCRIPTION: binlog version u16, server version 50 bytes, created u32, header size u8, post-header sizes…,
 #: checksum algorithm u8, checksum 4 bytes (always there since MySQL 5.6 and MariaDB 5.3).

@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 
 from cdc_relay.binlog.events import (
+    CRC32_RESIDUE,
     FRAME,
     FRAME_SIZE,
     HEADER,
@@ -27,6 +28,7 @@ from cdc_relay.binlog.events import (
     parse_commit_time,
     parse_event,
 )
+from cdc_relay.binlog.preamble import BEGIN, Changeover, RowsHead, learn_changeover, learn_rows_head
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import PIECE_BYTES, OpenTransaction, TransactionAssembler
 
@@ -55,12 +57,17 @@ _BODY = FRAME_SIZE
 _TABLE_ID_END = FRAME_SIZE + TABLE_ID_SIZE
 _AFTER_FIXED = FRAME_SIZE + ROWS_FIXED_SIZE
 _HEADER_AT = FRAME_SIZE - HEADER_SIZE
+_KIND = _HEADER_AT + 4
 #: Where a statement begins, without the lengths of schema and status variables, and with the zero after the schema.
 _QUERY_TEXT = FRAME_SIZE + QUERY_SIZES.size + 1
 
 #: An event that fills its packet, 16 MiB - 1 with the status before it, is followed by the rest of its payload, be it
 #: nothing.
 _GOES_ON = 0xFFFFFF - 1
+
+#: In place of where a transaction's GTID lies: in an earlier buffer, and the assembler has read it; it has none.
+_LENT = -1
+_NO_GTID = -2
 
 
 class QuickLoop:
@@ -69,6 +76,8 @@ class QuickLoop:
     def __init__(self, assembler: TransactionAssembler, tables: OutboxTables) -> None:
         self._assembler = assembler
         self._tables = tables
+        self._changeover: Changeover | None = None
+        self._head: RowsHead | None = None
 
     def run(self, data: bytes, at: int) -> int:
         """Read whole packets from ``at`` on; where the first one begins that is not whole or not ordinary."""
@@ -76,105 +85,166 @@ class QuickLoop:
         ordinary, opened = assembler.lend()
         if not ordinary:
             return at
-        unpack, query_sizes, crc32, from_bytes = FRAME.unpack_from, QUERY_SIZES.unpack_from, zlib.crc32, int.from_bytes
+        unpack, query_sizes, crc32 = FRAME.unpack_from, QUERY_SIZES.unpack_from, zlib.crc32
         by_id, by_map, foreign_maps = self._tables.by_id, self._tables.by_map, self._tables.foreign_maps
         checksum = assembler.checksum_size
-        view = memoryview(data)
+        changeover, head = self._still_supposed(checksum)
         total = len(data)
         last = total - FRAME_SIZE
 
         rows = opened.rows if opened else []
         begun = opened.begun if opened else False
+        is_open = opened is not None
         size = opened.size if opened else 0
         end_position = assembler.offset & 0xFFFFFFFF
-        gtid_at = -1  # of the open transaction; -1 when it lies in an earlier buffer, or there is none
-        is_lent = is_open = opened is not None
+        gtid_at = _LENT if is_open else _NO_GTID  # of the open transaction
+        map_at = map_end = -1  # the last TABLE_MAP of the outbox
         # What has ended: so many rows of so many bytes, and where the last transaction's events lie.
         finished = finished_size = 0
-        finished_gtid_at = xid_at = -1
-        finished_is_lent = False
+        xid_at, finished_gtid_at = -1, _NO_GTID
 
         while at <= last:
-            length, status, kind, event_size, next_position = unpack(data, at)
-            end = at + 4 + (length & 0xFFFFFF)
-            if end > total or status or event_size != end - at - 5 or event_size == _GOES_ON:
-                break
-            # Made up by the server, or past 4 GiB, where positions begin anew, or something was left out before it.
-            if next_position - event_size != end_position:
-                break
-            if kind in _WRITES:
-                if not begun:
-                    break
-                table_id = data[at + _BODY : at + _TABLE_ID_END]
-                if table_id in by_id:
-                    shape = by_id[table_id]
-                    quick = shape and shape.quick
-                    if not quick or size + event_size > PIECE_BYTES:
-                        break
-                    start = at + _AFTER_FIXED + len(quick.head)
-                    stop = end - checksum
-                    if data[at + _AFTER_FIXED : start] != quick.head:
-                        break
-                    if checksum and crc32(view[at + _HEADER_AT : stop]) != from_bytes(data[stop:end], "little"):
-                        break
-                    had = len(rows)
-                    try:
-                        quick.decode_into(data, start, stop, rows)
-                    except (ValueError, IndexError, OverflowError):
-                        del rows[had:]
-                        break
-                    size += event_size
-            elif kind == _XID:
-                if not begun:
-                    break
-                begun = is_open = False
+            kind = data[at + _KIND]
+            if (
+                kind == _XID
+                and changeover
+                and begun
+                and at + changeover.size <= total
+                and changeover.stays(data, at) == changeover.expected
+                and changeover.ends(data, at)
+                == (
+                    end_position + changeover.xid_end,
+                    end_position + changeover.gtid_end,
+                    end_position + changeover.query_end,
+                )
+            ):
                 finished = len(rows)
                 finished_size += size
                 size = 0
-                xid_at, finished_gtid_at, gtid_at = at, gtid_at, -1
-                finished_is_lent, is_lent = is_lent, False
-            elif kind == _TABLE_MAP:
+                xid_at, finished_gtid_at, gtid_at = at, gtid_at, at + changeover.gtid_at
+                end_position += changeover.query_end
+                at += changeover.size
+                continue
+
+            is_supposed = False
+            if (
+                kind == _TABLE_MAP
+                and head
+                and begun
+                and at + head.size <= total
+                and head.stays(data, at) == head.expected
+            ):
+                map_end_position, length, event_size, next_position = head.sizes(data, at)
+                write_at = at + head.write_at
+                end = write_at + 5 + event_size
+                is_supposed = (
+                    map_end_position == end_position + head.map_size
+                    and next_position == map_end_position + event_size
+                    and length & 0xFFFFFF == event_size + 1
+                    and end <= total
+                )
+            if is_supposed and head:
+                by_id[head.table_id] = head.shape
+                decoder = head.quick.decoder
+                start = at + head.size
+            else:
+                length, status, kind, event_size, next_position = unpack(data, at)
+                end = at + 4 + (length & 0xFFFFFF)
+                if end > total or status or event_size != end - at - 5 or event_size == _GOES_ON:
+                    break
+                # Made up by the server, or past 4 GiB, where positions begin anew, or something was left out before it.
+                if next_position - event_size != end_position:
+                    break
+                if kind not in _WRITES:
+                    if kind == _XID:
+                        if not begun:
+                            break
+                        begun = is_open = False
+                        finished = len(rows)
+                        finished_size += size
+                        size = 0
+                        xid_at, finished_gtid_at, gtid_at = at, gtid_at, _NO_GTID
+                    elif kind == _TABLE_MAP:
+                        if not begun:
+                            break
+                        body = data[at + _AFTER_FIXED : end - checksum]
+                        shape = by_map.get(body)
+                        if shape:
+                            by_id[data[at + _BODY : at + _TABLE_ID_END]] = shape
+                            map_at, map_end = at, end
+                        elif body in foreign_maps:
+                            by_id.pop(data[at + _BODY : at + _TABLE_ID_END], None)
+                        else:
+                            break
+                    elif kind in _GTIDS:
+                        if begun:
+                            break
+                        is_open = True
+                        gtid_at = at
+                    elif kind == _QUERY:
+                        if not is_open:
+                            break
+                        schema_size, status_size = query_sizes(data, at + _BODY)
+                        if data[at + _QUERY_TEXT + schema_size + status_size : end - checksum] != BEGIN:
+                            break
+                        begun = True
+                        if 0 <= xid_at < gtid_at:
+                            self._changeover = learn_changeover(data, xid_at, gtid_at, at, checksum)
+                            changeover = self._changeover
+                    elif kind in _CHANGES:
+                        if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
+                            break
+                    elif kind == _MARIADB_GTID:
+                        if begun or not is_plain_mariadb_transaction(data, at + _BODY):
+                            break
+                        begun = is_open = True  # no BEGIN follows it
+                        gtid_at = _NO_GTID
+                    elif kind not in _ANNOTATIONS or not begun:
+                        break
+                    end_position = next_position
+                    at = end
+                    continue
                 if not begun:
                     break
-                body = data[at + _AFTER_FIXED : end - checksum]
-                if body in by_map:
-                    by_id[data[at + _BODY : at + _TABLE_ID_END]] = shape = by_map[body]
-                    if shape is None:
-                        break
-                elif body in foreign_maps:
-                    by_id.pop(data[at + _BODY : at + _TABLE_ID_END], None)
-                else:
+                table_id = data[at + _BODY : at + _TABLE_ID_END]
+                if table_id not in by_id:
+                    end_position = next_position
+                    at = end
+                    continue
+                shape = by_id[table_id]
+                quick = shape and shape.quick
+                if not shape or not quick:
                     break
-            elif kind in _GTIDS:
-                if begun:
+                start = at + _AFTER_FIXED + len(quick.head)
+                if data[at + _AFTER_FIXED : start] != quick.head:
                     break
-                is_open = True
-                gtid_at = at
-            elif kind == _QUERY:
-                if not is_open:
-                    break
-                schema_size, status_size = query_sizes(data, at + _BODY)
-                if data[at + _QUERY_TEXT + schema_size + status_size : end - checksum] != b"BEGIN":
-                    break
-                begun = True
-            elif kind in _CHANGES:
-                if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
-                    break
-            elif kind == _MARIADB_GTID:
-                if begun or not is_plain_mariadb_transaction(data, at + _BODY):
-                    break
-                begun = is_open = True  # no BEGIN follows it
-                is_lent, gtid_at = False, -1
-            elif kind not in _ANNOTATIONS or not begun:
+                if map_end == at:
+                    head = self._head = learn_rows_head(data, map_at, at, start, shape, quick, checksum)
+                write_at = at
+                decoder = quick.decoder
+
+            # Rows of the outbox, from start on. Up to here nothing has changed that reading them again would not.
+            if size + event_size > PIECE_BYTES:
                 break
+            if checksum and crc32(data[write_at + _HEADER_AT : end]) != CRC32_RESIDUE:
+                break
+            stop = end - checksum
+            had = len(rows)
+            try:
+                begins = decoder.plan(data, start, stop, rows)
+                if begins != stop:
+                    decoder.decode_into(data, begins, stop, rows)
+            except (ValueError, IndexError, OverflowError):
+                del rows[had:]
+                break
+            size += event_size
             end_position = next_position
             at = end
 
-        view.release()
         beyond_4_gib = assembler.offset & ~0xFFFFFFFF
-        commit_time = self._commit_time(data, gtid_at, checksum, is_lent)
+        commit_time = self._commit_time(data, gtid_at, checksum)
         if xid_at >= 0:
-            committed_at = self._commit_time(data, finished_gtid_at, checksum, finished_is_lent)
+            committed_at = self._commit_time(data, finished_gtid_at, checksum)
             if committed_at is None:
                 committed_at = float(HEADER.unpack_from(data, xid_at + _HEADER_AT)[0])
             done = rows if finished == len(rows) else rows[:finished]
@@ -185,9 +255,18 @@ class QuickLoop:
             assembler.take_open(OpenTransaction(begun, rows, size), beyond_4_gib | end_position, commit_time)
         return at
 
-    def _commit_time(self, data: bytes, gtid_at: int, checksum: int, is_lent: bool) -> float | None:
+    def _still_supposed(self, checksum: int) -> tuple[Changeover | None, RowsHead | None]:
+        """What was learned, unless checksums came or went since then, or the outbox table is not what it was."""
+        if self._changeover and self._changeover.checksum != checksum:
+            self._changeover = None
+        head = self._head
+        if head and (head.checksum != checksum or self._tables.by_map.get(head.map_body) is not head.shape):
+            self._head = None
+        return self._changeover, self._head
+
+    def _commit_time(self, data: bytes, gtid_at: int, checksum: int) -> float | None:
         """As the GTID at ``gtid_at`` says, or as the assembler knows of the transaction that it lent."""
         if gtid_at < 0:
-            return self._assembler.commit_time if is_lent else None
+            return self._assembler.commit_time if gtid_at == _LENT else None
         end = gtid_at + 4 + (FRAME.unpack_from(data, gtid_at)[0] & 0xFFFFFF)
         return parse_commit_time(parse_event(data, gtid_at + _HEADER_AT, end), checksum)

@@ -85,15 +85,16 @@ class SpeculatingDecoder:
         self._general = general
         self._null_bytes = (len(fields) + 7) // 8
         self._known: dict[tuple[bytes, tuple[int, ...]], tuple[Plan, list[dict[bytes, tuple[Any, ...]]]]] = {}
-        self._plan: Plan = _no_plan
+        self.plan: Plan = _no_plan
+        """Decodes rows that look like the last one that did not."""
         self.source = ""
         """The Python of the latest plan, for whoever wants to see it."""
 
     def decode_into(self, data: bytes, at: int, end: int, rows: list[OutboxRow]) -> None:
         """Append the rows that lie in ``data[at:end]``. Raises ValueError or IndexError; ``rows`` may have grown."""
-        at = self._plan(data, at, end, rows)
+        at = self.plan(data, at, end, rows)
         while at < end:
-            at = self._plan(data, self._decode_one(data, at, end, rows), end, rows)
+            at = self.plan(data, self._decode_one(data, at, end, rows), end, rows)
         if at != end:
             raise RowsUndecodable(f"rows end at byte {at}, their event at {end}")
 
@@ -115,7 +116,7 @@ class SpeculatingDecoder:
             values: list[dict[bytes, tuple[Any, ...]]] = [{} for _ in groups]
             plan, self.source = _make_plan(self._fields, nulls, sizes, values)
             found = self._known[nulls, sizes] = plan, values
-        self._plan, dictionaries = found
+        self.plan, dictionaries = found
         for group, known in zip(groups, dictionaries, strict=True):
             if len(known) >= _MOST_VALUES:
                 known.clear()

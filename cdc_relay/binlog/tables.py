@@ -14,7 +14,7 @@ from cdc_relay.binlog.events import ROWS_FIXED_SIZE, TABLE_ID_SIZE, Event, Event
 from cdc_relay.binlog.packed import packed
 from cdc_relay.binlog.payload import mariadb_inflate
 from cdc_relay.binlog.rows import DescribedColumn, RowDecoder, RowsUndecodable, described_matches, make_decoder
-from cdc_relay.binlog.speculation import speculate
+from cdc_relay.binlog.speculation import SpeculatingDecoder, speculate
 from cdc_relay.binlog.table_map import TableMap, parse_table_map, table_name
 from cdc_relay.outbox.row import OutboxRow
 
@@ -42,8 +42,7 @@ class QuickRows:
 
     head: bytes
     """What must follow table id and flags: extra data, number of columns, bitmap of the columns present."""
-    decode_into: Callable[[bytes, int, int, list[OutboxRow]], None]
-    """``(data, start, end, rows)``; raises ValueError or IndexError, and then ``rows`` may have grown."""
+    decoder: SpeculatingDecoder
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class Shape:
             if len(self.quicks) >= _HEADS:
                 self.quicks.clear()
             quick = speculate(decoder)
-            self.quicks[head] = QuickRows(head, quick.decode_into) if quick else None
+            self.quicks[head] = QuickRows(head, quick) if quick else None
         self.quick = self.quicks[head]
 
 
