@@ -6,21 +6,21 @@ searches, where the sentence is for people. By convention:
     log.warning("Kafka is away; waiting 4 s before the next attempt", action="kafka_reconnect", wait_s=4.0)
 
 Everything goes through the standard library's ``logging`` to one handler, so that records of confluent_kafka,
-mysql-replication and SQLAlchemy look the same and are masked the same.
+mysql-replication and SQLAlchemy look the same and are masked the same. Nothing else is imported: a relay that starts
+has to say so before it does anything, and what it waits for by then its first row waits for too.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
-
-import structlog
-from structlog.typing import EventDict, Processor
 
 from cdc_relay.config import LogSettings
 from cdc_relay.masking import mask
@@ -31,14 +31,48 @@ MAX_TEXT = 8_192
 #: SQLAlchemy below WARNING prints statements with their parameters: other people's messages.
 _QUIET_LIBRARIES = ("sqlalchemy",)
 
-#: The keys that every JSON record begins with.
-_FIRST = ("timestamp", "level", "event", "action", "program", "logger")
+#: Terminal colours, those of the levels being grey, cyan, yellow and red.
+_GREY = "90"
+_COLOURS = {"debug": _GREY, "info": "36", "warning": "33", "error": "31", "critical": "31"}
+
+#: Width of the sentence on a console, so that most keys stand below one another.
+_EVENT_WIDTH = 60
 
 
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """The logger of a module (``__name__``); may be made before ``configure``."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
-    return logger
+class Log:
+    """The logger of a module; may be made before ``configure``. Fields are any keys that are no parameters here."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, /, **fields: Any) -> None:
+        """For whoever debugs."""
+        self.log(logging.DEBUG, event, **fields)
+
+    def info(self, event: str, /, **fields: Any) -> None:
+        """What an operator wants to read afterwards."""
+        self.log(logging.INFO, event, **fields)
+
+    def warning(self, event: str, /, **fields: Any) -> None:
+        """Trouble that the program deals with; the sentence says what happens next."""
+        self.log(logging.WARNING, event, **fields)
+
+    def error(self, event: str, /, **fields: Any) -> None:
+        """Trouble that somebody must look at."""
+        self.log(logging.ERROR, event, **fields)
+
+    def exception(self, event: str, /, **fields: Any) -> None:
+        """An error with the traceback of the exception that is being handled."""
+        self.log(logging.ERROR, event, exc_info=True, **fields)
+
+    def log(self, level: int, event: str, /, *, exc_info: bool | BaseException | None = None, **fields: Any) -> None:
+        """``level`` is one of ``logging``'s; ``exc_info`` as there: True for the exception that is being handled."""
+        self._logger.log(level, event, exc_info=exc_info, extra={"fields": fields})
+
+
+def get_logger(name: str) -> Log:
+    """The logger of a module (``__name__``)."""
+    return Log(name)
 
 
 def configure(settings: LogSettings, *, program: str, stream: TextIO | None = None) -> None:
@@ -48,48 +82,69 @@ def configure(settings: LogSettings, *, program: str, stream: TextIO | None = No
     """
     stream = stream or sys.stderr
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
-    both: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *both,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
-    last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)]
-        if console
-        else [_in_order, structlog.processors.JSONRenderer(ensure_ascii=False)]
-    )
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*both, _of_a_library],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _with_program(program),
-                structlog.processors.StackInfoRenderer(),
-                structlog.processors.format_exc_info,
-                _readable,
-                *last,
-            ],
-        )
-    )
+    handler.setFormatter(_Console(program, coloured=stream.isatty()) if console else _Json(program))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     for name in _QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
+
+
+class _Json(logging.Formatter):
+    """One line of JSON a record; the keys that every record has come first."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__()
+        self._program = program
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self._told(record), ensure_ascii=False)
+
+    def _told(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields: dict[str, Any] = dict(getattr(record, "fields", {"action": "library"}))
+        at = datetime.fromtimestamp(record.created, UTC)
+        told = {
+            "timestamp": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "action": fields.pop("action", None),
+            "program": self._program,
+            "logger": record.name,
+            **fields,
+        }
+        if told["action"] is None:
+            del told["action"]
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            told["stack"] = record.stack_info
+        # Plain values, secrets masked, and only then cut: half a URL would not be recognized.
+        readable: dict[str, Any] = _cut(mask({str(name): _plain(value) for name, value in told.items()}))
+        return readable
+
+
+class _Console(_Json):
+    """A line for people, with the traceback below where there is one."""
+
+    def __init__(self, program: str, *, coloured: bool) -> None:
+        super().__init__(program)
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = self._told(record)
+        level = told.pop("level")
+        when, event = told.pop("timestamp"), told.pop("event")
+        below = [told.pop(name) for name in ("exception", "stack") if name in told]
+        keys = " ".join(f"{name}={value}" for name, value in told.items() if name != "program")
+        line = (
+            f"{when} {self._in(_COLOURS.get(level, '0'), f'{level:7}')} {event:{_EVENT_WIDTH}} {self._in('90', keys)}"
+        )
+        return "\n".join([line, *below])
+
+    def _in(self, colour: str, text: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._coloured else text
 
 
 class OncePerKind:
@@ -103,7 +158,7 @@ class OncePerKind:
 
     def __init__(
         self,
-        log: structlog.stdlib.BoundLogger,
+        log: Log,
         *,
         every_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -139,29 +194,6 @@ class OncePerKind:
             self._said[kind] = (now, 0)
         self._log.log(level, event, kind=kind, **fields)
         return True
-
-
-def _of_a_library(_: Any, __: str, record: EventDict) -> EventDict:
-    record.setdefault("action", "library")
-    return record
-
-
-def _with_program(program: str) -> Processor:
-    def add(_: Any, __: str, record: EventDict) -> EventDict:
-        record["program"] = program
-        return record
-
-    return add
-
-
-def _readable(_: Any, __: str, record: EventDict) -> EventDict:
-    """Plain values, secrets masked, and only then cut: half a URL would not be recognized."""
-    readable: EventDict = _cut(mask({str(name): _plain(value) for name, value in record.items()}))
-    return readable
-
-
-def _in_order(_: Any, __: str, record: EventDict) -> EventDict:
-    return {**{name: record[name] for name in _FIRST if name in record}, **record}
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import structlog
 
 from cdc_relay.config import LogSettings
 from cdc_relay.errors import ConfigurationError
@@ -26,7 +25,6 @@ def _leave_logging_as_it_was() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     showwarning = warnings.showwarning
     yield
-    structlog.reset_defaults()
     logging.captureWarnings(False)
     warnings.showwarning = showwarning
     root.handlers[:] = handlers
@@ -217,6 +215,26 @@ def test_a_long_text_is_cut_in_the_middle_after_it_was_masked() -> None:
     assert len(record["nested"]["list"][0]) < MAX_TEXT + 100
 
 
+def test_a_record_without_an_action_is_not_taken_for_a_librarys() -> None:
+    stream = configured(format="json")
+    log.info("100 % done")
+    (record,) = records(stream)
+    assert record["event"] == "100 % done"
+    assert "action" not in record
+
+
+def test_a_console_line_has_the_sentence_first_and_the_traceback_below() -> None:
+    stream = configured(format="console")
+    try:
+        raise ValueError("no such thing")
+    except ValueError:
+        log.exception("it failed", action="fail", attempt=3)
+    first, *below = stream.getvalue().splitlines()
+    assert first.index("error") < first.index("it failed") < first.index("action=fail") < first.index("attempt=3")
+    assert below[0].startswith("Traceback")
+    assert below[-1] == "ValueError: no such thing"
+
+
 def test_configuring_again_replaces_and_does_not_double() -> None:
     first = configured(format="json")
     second = configured(format="json")
@@ -237,42 +255,44 @@ class Clock:
 
 
 def test_a_kind_is_logged_once_however_often_it_happens() -> None:
+    stream = configured(format="json")
     once = OncePerKind(log)
-    with structlog.testing.capture_logs() as logs:
-        said = [once.warning(kind, "unknown event; left to the sweep", action="skip") for kind in "aabbab"]
+    said = [once.warning(kind, "unknown event; left to the sweep", action="skip") for kind in "aabbab"]
     assert said == [True, False, True, False, False, False]
-    assert [(line["kind"], line["log_level"], line["event"]) for line in logs] == [
+    assert [(line["kind"], line["level"], line["event"]) for line in records(stream)] == [
         ("a", "warning", "unknown event; left to the sweep"),
         ("b", "warning", "unknown event; left to the sweep"),
     ]
 
 
 def test_an_error_is_once_per_kind_too() -> None:
-    with structlog.testing.capture_logs() as logs:
-        OncePerKind(log).error("a", "broken")
-    assert logs == [{"event": "broken", "kind": "a", "log_level": "error"}]
+    stream = configured(format="json")
+    OncePerKind(log).error("a", "broken")
+    (record,) = records(stream)
+    assert (record["event"], record["kind"], record["level"]) == ("broken", "a", "error")
 
 
 def test_a_kind_that_goes_on_is_said_again_after_the_interval_with_the_number_left_out() -> None:
     clock = Clock()
     once = OncePerKind(log, every_s=60, clock=clock)
-    with structlog.testing.capture_logs() as logs:
+    stream = configured(format="json")
+    once.warning("a", "x")
+    for _ in range(3):
+        clock.now += 19
         once.warning("a", "x")
-        for _ in range(3):
-            clock.now += 19
-            once.warning("a", "x")
-        clock.now += 3
-        assert once.warning("a", "x")
-        clock.now += 60
-        assert once.warning("a", "x")
-    assert [line.get("left_out") for line in logs] == [None, 3, None]
+    clock.now += 3
+    assert once.warning("a", "x")
+    clock.now += 60
+    assert once.warning("a", "x")
+    assert [line.get("left_out") for line in records(stream)] == [None, 3, None]
 
 
 def test_ever_new_kinds_stay_bounded() -> None:
+    stream = configured(format="json")
     once = OncePerKind(log)
-    with structlog.testing.capture_logs() as logs:
-        for number in range(2 * OncePerKind.MAX_KINDS):
-            once.warning(f"kind {number}", "x")
-        assert not once.warning("kind 0", "x")
-    assert len(logs) == OncePerKind.MAX_KINDS + 1
-    assert logs[-1]["kind"] == "other"
+    for number in range(2 * OncePerKind.MAX_KINDS):
+        once.warning(f"kind {number}", "x")
+    assert not once.warning("kind 0", "x")
+    said = records(stream)
+    assert len(said) == OncePerKind.MAX_KINDS + 1
+    assert said[-1]["kind"] == "other"
