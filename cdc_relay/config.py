@@ -7,15 +7,15 @@ value it must have and the source it came from. Secrets never leave through ``re
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_origin
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import EnvSettingsSource, SettingsError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -318,22 +318,27 @@ def _from_environment(environ: Mapping[str, str]) -> list[_Layer]:
 
 
 def _from_variable(name: str, value: str) -> dict[str, Any]:
-    source = EnvSettingsSource(
-        Settings,  # type: ignore[arg-type]  # any pydantic model has the fields that it reads
-        case_sensitive=False,
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-    )
-    source.env_vars = {name.lower(): value}
+    path = name.lower().removeprefix(ENV_PREFIX.lower()).split("__")
+    if not _is_json(path):
+        return _nested(".".join(path), value)
     hint = 'A list is written ["a", "b"], several settings {"name": "value"}'
     try:
-        values = source()
-    except SettingsError as error:
+        given = json.loads(value)
+    except ValueError as error:
         # Without the cause: it holds the value, which may be a secret.
-        raise ConfigurationError(f"{name} must hold JSON: {error.__cause__ or error}", hint=hint) from None
-    if not all(isinstance(value, Mapping) for section, value in values.items() if section != "name"):
+        raise ConfigurationError(f"{name} must hold JSON: {error}", hint=hint) from None
+    if len(path) == 1 and not isinstance(given, Mapping):
         raise ConfigurationError(f"{name} must hold a JSON object with the settings of the section", hint=hint)
-    return values
+    return _nested(".".join(path), given)
+
+
+def _is_json(path: list[str]) -> bool:
+    """Whether a variable holds JSON: that of a whole section does, and that of a list or of properties."""
+    section = Settings.model_fields[path[0]].annotation
+    if not (isinstance(section, type) and issubclass(section, _Section)):
+        return False
+    setting = section.model_fields.get(path[1]) if len(path) == 2 else None
+    return len(path) == 1 or (setting is not None and get_origin(setting.annotation) in (list, dict))
 
 
 def _nested(dotted: str, value: Any) -> dict[str, Any]:

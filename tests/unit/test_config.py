@@ -114,6 +114,11 @@ def test_properties_and_topics_are_json_in_the_environment() -> None:
     assert settings.consumer.topics == ["a", "对话"]
 
 
+def test_a_single_property_may_be_a_variable_of_its_own() -> None:
+    settings = loaded({"CDC_KAFKA__PROPERTIES__SASL__USERNAME": "relay", "CDC_KAFKA__PROPERTIES__ACKS": "1"})
+    assert settings.kafka.properties == {"sasl.username": "relay", "acks": "1"}
+
+
 def test_properties_of_file_and_environment_are_joined(tmp_path: Path) -> None:
     file = toml(tmp_path, '[kafka.properties]\nacks = "1"\n"linger.ms" = 7\n')
     settings = loaded({"CDC_KAFKA__PROPERTIES": '{"acks": "all"}'}, config=file)
@@ -228,6 +233,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("CDC_CONSUMER__CREATE_TOPICS", "perhaps", "must be a valid boolean"),
     ("CDC_ADMIN__PORT", "65536", "must be less than or equal to 65535, not '65536'"),
     ("CDC_ADMIN__PORT", "http", "must be a valid integer"),
+    ("CDC_ADMIN__PORT__X", "1", "admin.port: must be a valid integer"),
+    ("CDC_NAME__X", "1", "name: must be a valid string"),
     ("CDC_LOG__LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error', not 'loud'"),
     ("CDC_LOG__FORMAT", "xml", "must be 'auto', 'json' or 'console'"),
     ("CDC_SWEEPER__BATCH_ROWS", "1", "there is no section sweeper"),
