@@ -5,7 +5,6 @@ Read it for what belongs to what; the data paths are ``tailer.py`` and ``sweeper
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -59,7 +58,16 @@ _UNHEALTHY_TIMEOUTS = 3
 class RelayService:
     """Tailer and sweep (or one of them) of one relay, with its admin server."""
 
-    def __init__(self, settings: Settings, *, tail: bool, sweep: bool, drain_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: KafkaPublisher | None = None,
+        *,
+        tail: bool,
+        sweep: bool,
+        drain_timeout_s: float = 30.0,
+    ) -> None:
+        """``publisher`` is one that has begun to connect already; the others are made here as they are needed."""
         self._settings = settings
         self._tail = tail
         self._sweep = sweep
@@ -72,7 +80,7 @@ class RelayService:
         self._store = FileCheckpointStore(settings.checkpoint.path)
         self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
         self._reader = choose_reader(settings.tail.reader)
-        self._publisher: KafkaPublisher | None = None
+        self._publisher = publisher
         self._batch_bytes = BATCH_BYTES
         self._session: Session | None = None
         self._role = "starting"
@@ -287,9 +295,7 @@ class RelayService:
 
     def _ready_publisher(self) -> KafkaPublisher:
         if self._publisher is None:
-            self._publisher = KafkaPublisher(
-                self._settings.kafka, logger=logging.getLogger("cdc_relay.kafka"), batch_bytes=self._batch_bytes
-            )
+            self._publisher = KafkaPublisher(self._settings.kafka, batch_bytes=self._batch_bytes)
         return self._publisher
 
     def _retire(self) -> None:

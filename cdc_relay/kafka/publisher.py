@@ -21,6 +21,9 @@ from cdc_relay.errors import ConfigurationError, KafkaUnavailable, PoisonRow, Pr
 from cdc_relay.kafka.limits import TopicLimits
 from cdc_relay.outbox.envelope import Record
 
+#: For what librdkafka says.
+_LOGGER = logging.getLogger("cdc_relay.kafka")
+
 #: How the envelope begins; a delivery report carries the record, so this tells its row.
 _OUTBOX_ID = re.compile(rb'\{"outbox_id": (\d+)')
 
@@ -73,8 +76,11 @@ _RETRYABLE = {
 class KafkaPublisher:
     """Implements the ``Publisher`` port of ``delivery.py``."""
 
-    def __init__(self, settings: KafkaSettings, *, logger: logging.Logger, batch_bytes: int = BATCH_BYTES) -> None:
-        """``batch_bytes``: what the publisher before this one has learned, see there."""
+    def __init__(
+        self, settings: KafkaSettings, *, logger: logging.Logger = _LOGGER, batch_bytes: int = BATCH_BYTES
+    ) -> None:
+        """Begin to connect; nothing here waits for it. ``batch_bytes``: what the publisher before this one has
+        learned, see there. Raises ConfigurationError for properties that librdkafka refuses."""
         self._fatal: str | None = None
         self._servers = settings.bootstrap_servers
         self.topics: set[str] = set()  # of the port
