@@ -6,6 +6,7 @@ Nothing but the standard library is imported before ``main`` is at work, so that
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ _OBJECTS_BEFORE_COLLECTING = 200_000
 def main() -> None:
     """Run the command that ``sys.argv`` names and exit with its code."""
     gc.set_threshold(_OBJECTS_BEFORE_COLLECTING, 20, 100)
+    # We have no plugins of pydantic; to look for some it reads the metadata of every package that is installed.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     try:
         from cdc_relay.errors import RelayError
 

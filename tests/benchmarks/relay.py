@@ -41,7 +41,9 @@ class RelayProcess:
         path = folder / "checkpoint.json"
         if checkpoint is not None:
             FileCheckpointStore(path).save(checkpoint)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CDC_")}
+        # An installed program is compiled already; its start is not that of one which compiles itself each time.
+        unwanted = ("CDC_", "PYTHONDONTWRITEBYTECODE")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         environment |= {
             "CDC_NAME": folder.name,
             "CDC_DATABASE__URL": database_url,

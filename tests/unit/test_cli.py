@@ -237,8 +237,13 @@ def test_what_the_work_raises_comes_out() -> None:
 
 
 def modules_after(statement: str) -> set[str]:
+    """What ``statement`` imports in a new interpreter, beyond what that has by itself."""
     listed = subprocess.run(
-        [sys.executable, "-c", f"{statement}\nimport sys\nprint(*sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            f"import sys\nbefore = {{*sys.modules}}\n{statement}\nprint(*{{*sys.modules}} - before)",
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -247,10 +252,24 @@ def modules_after(statement: str) -> set[str]:
     return set(listed.stdout.split())
 
 
+def test_importing_the_program_imports_no_library_at_all() -> None:
+    loaded = modules_after("import cdc_relay.cli")
+    ours = {name for name in loaded if name.partition(".")[0] in ("cdc_relay", "consumer")}
+    assert ours == {"cdc_relay", "cdc_relay.cli"}
+    assert loaded & {"typer", "typing_extensions", "asyncio", "logging", "traceback"} == set()
+
+
 def test_help_imports_no_library_of_a_command() -> None:
     loaded = modules_after("import cdc_relay.cli, cdc_relay.commands")
-    heavy = {"sqlalchemy", "pymysql", "confluent_kafka", "pydantic", "structlog", "rich", "pymysqlreplication"}
-    assert loaded & heavy == set()
+    heavy = {"sqlalchemy", "pymysql", "confluent_kafka", "pydantic", "rich", "pymysqlreplication", "prometheus_client"}
+    assert loaded & (heavy | {"asyncio", "http.server", "tenacity", "orjson", "logging"}) == set()
+
+
+def test_run_imports_no_library_that_it_could_do_without() -> None:
+    loaded = modules_after("import cdc_relay.commands, cdc_relay.kafka.publisher, cdc_relay.service, cdc_relay.logs")
+    # What makes tables, colours and progress bars is for other commands; logs and settings need no library of theirs.
+    unwanted = {"rich", "pygments", "structlog", "pydantic_settings", "dotenv", "multiprocessing", "unittest"}
+    assert loaded & (unwanted | {"sqlalchemy.orm", "sqlalchemy.ext", "confluent_kafka.schema_registry"}) == set()
 
 
 def test_run_imports_nothing_that_only_the_demo_or_check_needs() -> None:
