@@ -22,6 +22,9 @@ from sqlalchemy.exc import ArgumentError
 from cdc_relay.errors import ConfigurationError
 from cdc_relay.masking import mask, mask_text
 
+#: Where the relay listens for its operators when ``admin.port`` is unset.
+RELAY_ADMIN_PORT = 9464
+
 ENV_PREFIX = "CDC_"
 CONFIG_VARIABLE = "CDC_CONFIG"
 

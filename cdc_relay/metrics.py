@@ -5,7 +5,7 @@ Every series with a known label exists from the start at 0, so that an alert on 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 _LATENCY_BUCKETS_S = (
     *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
@@ -68,6 +68,11 @@ class RelayMetrics:
             "cdc_relay_reconnects_total",
             "Connections made anew after one was lost, by target: mysql or kafka.",
             ["target"],
+            registry=registry,
+        )
+        self.binlog_reader = Info(
+            "cdc_relay_binlog_reader",
+            "How the relay of this name reads the binlog: wire or library, and why.",
             registry=registry,
         )
         self.binlog_file_number = Gauge(

@@ -21,7 +21,7 @@ from cdc_relay.binlog.server import describe_table, server_binlog
 from cdc_relay.binlog.source import BinlogSource, LibrarySource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
-from cdc_relay.config import Settings
+from cdc_relay.config import RELAY_ADMIN_PORT, Settings
 from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
 from cdc_relay.kafka.publisher import BATCH_BYTES, KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
@@ -39,8 +39,6 @@ from cdc_relay.sweeper import SweepCounts, TailProgress
 from cdc_relay.writeback import StatusWriter
 
 log = get_logger(__name__)
-
-DEFAULT_ADMIN_PORT = 9464
 
 #: Between sessions that failed: from a fifth of a second up to five, which is what the end of an outage may cost.
 _SESSION_BACKOFF = Backoff(base_s=0.2, cap_s=5.0)
@@ -80,6 +78,8 @@ class RelayService:
         self._store = FileCheckpointStore(settings.checkpoint.path)
         self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
         self._reader = choose_reader(settings.tail.reader)
+        if tail:
+            self._metrics.binlog_reader.info({"relay": settings.name, **self._reader._asdict()})
         self._publisher = publisher
         self._batch_bytes = BATCH_BYTES
         self._session: Session | None = None
@@ -109,6 +109,11 @@ class RelayService:
 
     def run(self, stop: Event) -> None:
         """Work until ``stop``. Raises RelayError for what the operator must mend, at start or later."""
+        if self._tail and self._reader.reader == "library" and self._settings.tail.reader == "auto":
+            log.warning(
+                f"{self._reader.why}; the binlog is read by the library reader, which needs more of the processor",
+                action="reader_fallback",
+            )
         with closing_engine(self._engine), self._admin():
             self._require(stop)
             failures = 0
@@ -240,7 +245,7 @@ class RelayService:
                 action="start",
                 position=str(start.position),
                 acknowledged=str(start.acknowledged or start.position),
-                reader=self._reader,
+                reader=self._reader.reader,
             )
         else:
             self._metrics.reconciles.labels(reason=start.reconcile).inc()
@@ -249,7 +254,7 @@ class RelayService:
                 action="reconcile",
                 reason=start.reconcile,
                 position=str(start.position),
-                reader=self._reader,
+                reader=self._reader.reader,
             )
         return start
 
@@ -259,7 +264,7 @@ class RelayService:
 
         def open_reader(at: BinlogPosition, file_created_at: int) -> BinlogSource:
             dump = DumpConnection(settings.database, settings.tail, self._server_id, at, binlog.server)
-            source = BinlogSource if self._reader == "wire" else LibrarySource
+            source = BinlogSource if self._reader.reader == "wire" else LibrarySource
             return source(dump, at, tables, on_unsupported=self._on_unsupported, file_created_at=file_created_at)
 
         return ReconnectingSource(
@@ -323,7 +328,7 @@ class RelayService:
         return AdminServer(
             self._settings.admin,
             program="cdc-relay",
-            default_port=DEFAULT_ADMIN_PORT,
+            default_port=RELAY_ADMIN_PORT,
             registry=self._registry,
             health=self._health,
             ready=self._ready,
@@ -349,7 +354,7 @@ class RelayService:
         state: dict[str, object] = {"name": self._settings.name, "role": self._role}
         if session is not None:
             state |= {
-                "reader": self._reader,
+                "reader": f"{self._reader.reader}: {self._reader.why}",
                 "position": str(session.watermark.position),
                 "rows in flight": session.watermark.in_flight_rows,
                 "keys held back": self._parts.parking.keys,

@@ -1,4 +1,4 @@
-"""Where things stand, as the database and the checkpoint file tell it; no running relay is asked.
+"""Where things stand, as the database and the checkpoint file tell it, and how the binlog is read.
 
 What an account may not ask is told as such, beside what it may.
 """
@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
+from cdc_relay.admin.ask import labels
+from cdc_relay.admin.server import address
+from cdc_relay.binlog.connection import choose_reader
 from cdc_relay.binlog.server import server_binlog
 from cdc_relay.checkpoint import Checkpoint, FileCheckpointStore
-from cdc_relay.config import Settings
-from cdc_relay.errors import CheckpointError, DatabaseError
+from cdc_relay.config import RELAY_ADMIN_PORT, Settings
+from cdc_relay.errors import CheckpointError, ConfigurationError, DatabaseError
 from cdc_relay.lease import lock_names
 from cdc_relay.outbox.clock import from_column, utc_now
 from cdc_relay.outbox.database import make_engine, transaction, translated
@@ -63,6 +66,18 @@ class LockHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class ReaderState:
+    """Which binlog reader is in use, and why so."""
+
+    reader: str
+    """``wire`` or ``library``."""
+    why: str
+    told_by: str | None
+    """The address of the running relay that said so; None where none of this name answers on this machine, and it is
+    what one would use that is started here with these settings."""
+
+
+@dataclass(frozen=True, slots=True)
 class RelayStatus:
     """Everything that ``cdc-relay status`` shows."""
 
@@ -75,6 +90,7 @@ class RelayStatus:
     lag_bytes: int | None
     lag_seconds: float | None
     locks: list[LockHolder]
+    reader: ReaderState | None
     unknown: dict[str, str] = field(default_factory=dict)
     """What could not be told, and why."""
 
@@ -84,7 +100,7 @@ class RelayStatus:
 
 
 def look(settings: Settings) -> RelayStatus:
-    """Ask the database and read the checkpoint file.
+    """Ask the database and, where there is one, the relay on this machine; read the checkpoint file.
 
     Raises DatabaseError when the outbox itself cannot be read.
     """
@@ -112,6 +128,7 @@ def look(settings: Settings) -> RelayStatus:
         lag_bytes,
         lag_seconds,
         locks,
+        _told("reader", unknown, lambda: _reader(settings)),
         unknown,
     )
 
@@ -120,7 +137,7 @@ def _told(what: str, unknown: dict[str, str], ask: Callable[[], _T]) -> _T | Non
     try:
         with translated():
             return ask()
-    except (DatabaseError, CheckpointError) as error:
+    except (DatabaseError, CheckpointError, ConfigurationError) as error:
         unknown[what] = str(error)
         return None
 
@@ -145,6 +162,17 @@ def _holder(connection: Connection, lock: str) -> LockHolder:
     sql = "SELECT HOST, USER FROM INFORMATION_SCHEMA.PROCESSLIST WHERE ID = :id"
     seen = connection.execute(text(sql), {"id": number}).first()
     return LockHolder(lock, int(number), *(map(str, seen) if seen else (None, None)))
+
+
+def _reader(settings: Settings) -> ReaderState:
+    host = settings.admin.host
+    port = RELAY_ADMIN_PORT if settings.admin.port is None else settings.admin.port
+    if settings.admin.enabled and port:
+        found = labels(host, port, "cdc_relay_binlog_reader_info")
+        if found.get("relay") == settings.name:
+            return ReaderState(found["reader"], found["why"], address(host, port))
+    chosen = choose_reader(settings.tail.reader)
+    return ReaderState(chosen.reader, chosen.why, None)
 
 
 def _lag(

@@ -54,7 +54,7 @@ def metrics_table(which: Literal["relay", "consumer"]) -> str:
         ConsumerMetrics(registry)
     rows = []
     for family in registry.collect():
-        name = f"{family.name}_total" if family.type == "counter" else family.name
+        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
         rows.append((f"`{name}`", family.type, family.documentation))
     return _table(("metric", "type", "what it tells"), sorted(rows))
 

@@ -111,9 +111,14 @@ def settings_for(database_url: str, bootstrap_servers: str, folder: Path, **flag
 
 
 @contextmanager
-def running_relay(settings: Settings, *, tail: bool = True, sweep: bool = True) -> Iterator[RelayService]:
-    """A relay in a thread, active on entry, stopped at the end; what it raised is raised here."""
-    service = RelayService(settings, tail=tail, sweep=sweep, drain_timeout_s=10)
+def running_relay(
+    settings: Settings, *, tail: bool = True, sweep: bool = True, service: RelayService | None = None
+) -> Iterator[RelayService]:
+    """A relay in a thread, active on entry, stopped at the end; what it raised is raised here.
+
+    ``service`` is one that was made before.
+    """
+    service = service or RelayService(settings, tail=tail, sweep=sweep, drain_timeout_s=10)
     stop = Event()
     failure: list[BaseException] = []
 

@@ -89,9 +89,7 @@ class AdminServer:
         """Where a browser on this machine finds it; None while it does not listen."""
         if self._server is None:
             return None
-        host = str(self._server.server_address[0])
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+        return address(str(self._server.server_address[0]), self._server.server_port)
 
     def __enter__(self) -> Self:
         if not self._settings.enabled:
@@ -114,6 +112,17 @@ class AdminServer:
         self._server.server_close()
         self._server.cut_off(older_than_s=0.0)
         self._server = None
+
+
+def local(host: str) -> str:
+    """How a client on this machine names the host of a server that listens on ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser on this machine finds the server that listens on ``host`` and ``port``."""
+    host = local(host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def _bind(host: str, port: int, answers: _Answers) -> _Server:

@@ -12,7 +12,7 @@ import select
 import socket
 import uuid
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pymysql
 from pymysqlreplication import BinLogStreamReader
@@ -44,19 +44,30 @@ _REPLICA_UUID = str(uuid.uuid4())
 _WIRE_NAMES = ("_sock", "_rfile", "_force_close")
 
 
-def choose_reader(wanted: Literal["auto", "wire", "library"]) -> Literal["wire", "library"]:
-    """``auto`` is the wire reader where the installed libraries have what it needs."""
+class ReaderChoice(NamedTuple):
+    """How the binlog is read, and why so."""
+
+    reader: Literal["wire", "library"]
+    why: str
+
+
+def choose_reader(wanted: Literal["auto", "wire", "library"]) -> ReaderChoice:
+    """``auto`` is the wire reader where the installed libraries have what it needs.
+
+    Raises ConfigurationError when the wire reader is asked for and they have not.
+    """
     if wanted == "library":
-        return "library"
+        return ReaderChoice("library", "tail.reader asks for it")
     missing = [name for name in _WIRE_NAMES if not hasattr(pymysql.connections.Connection, name)]
     if not missing:
-        return "wire"
+        return ReaderChoice("wire", f"PyMySQL {pymysql.VERSION_STRING} has what it needs")
+    lack = f"PyMySQL {pymysql.VERSION_STRING} has no {', '.join(missing)}"
     if wanted == "wire":
         raise ConfigurationError(
-            f"tail.reader = wire does not work with PyMySQL {pymysql.__version__}: it has no {', '.join(missing)}",
+            f"tail.reader = wire does not work: {lack}",
             hint="set tail.reader = auto, or install the versions that constraints.txt names",
         )
-    return "library"
+    return ReaderChoice("library", f"the wire reader does not work: {lack}")
 
 
 class DumpConnection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cdc_relay.binlog.events import ROWS_FIXED_SIZE, TABLE_ID_SIZE, Event, EventType
 from cdc_relay.binlog.packed import packed
@@ -69,6 +70,33 @@ class Shape:
         self.quick = self.quicks[head]
 
 
+class RowImages(NamedTuple):
+    """The rows of a WRITE_ROWS event: they lie in ``data[start:end]``."""
+
+    data: bytes
+    start: int
+    end: int
+    present: bytes
+    """The bitmap of the columns that they have."""
+    head: bytes
+    """What stands before them, after table id and flags."""
+
+
+def row_images(event: Event, checksum_size: int, *, compressed: bool) -> RowImages:
+    """Find the rows in a WRITE_ROWS event. Raises ValueError or IndexError for a damaged one."""
+    data = event.data
+    begin = start = event.body + ROWS_FIXED_SIZE
+    if event.type in _WITH_EXTRA_DATA:
+        start += int.from_bytes(data[start : start + 2], "little")
+    width, start = packed(data, start)
+    end = start + (width + 7) // 8
+    present, head = data[start:end], data[begin:end]
+    if compressed:
+        inflated = mariadb_inflate(data[end : event.end - checksum_size])
+        return RowImages(inflated, 0, len(inflated), present, head)
+    return RowImages(data, end, event.end - checksum_size, present, head)
+
+
 class OutboxTables:
     """The outbox table among the tables of the stream."""
 
@@ -97,6 +125,10 @@ class OutboxTables:
     def is_outbox(self, event: Event) -> bool:
         """Whether a row event is of the outbox table."""
         return event.data[event.body : event.body + TABLE_ID_SIZE] in self.by_id
+
+    def shape_of(self, event: Event) -> Shape | None:
+        """What is known of the table of a row event; None where it is another table, or was not understood."""
+        return self.by_id.get(event.data[event.body : event.body + TABLE_ID_SIZE])
 
     def map_table(self, event: Event, checksum_size: int) -> str | None:
         """Take a TABLE_MAP. The result names what could not be understood, if it is the outbox table's."""
@@ -131,23 +163,14 @@ class OutboxTables:
         def decode() -> tuple[list[OutboxRow], bool]:
             if shape is None:
                 raise RowsUndecodable("its TABLE_MAP was not understood")
-            start = at + ROWS_FIXED_SIZE
-            if event.type in _WITH_EXTRA_DATA:
-                start += int.from_bytes(data[start : start + 2], "little")
-            width, start = packed(data, start)
-            present_end = start + (width + 7) // 8
-            present = data[start:present_end]
-            known = shape.decoders.get(present)
+            images = row_images(event, checksum_size, compressed=compressed)
+            known = shape.decoders.get(images.present)
             if known is None:
-                known = make_decoder(shape.table, shape.names, shape.charsets, present)
-                shape.decoders[present] = known
+                known = make_decoder(shape.table, shape.names, shape.charsets, images.present)
+                shape.decoders[images.present] = known
             if not compressed:
-                shape.remember(data[at + ROWS_FIXED_SIZE : present_end], known)
-            end = event.end - checksum_size
-            if compressed:
-                inflated = mariadb_inflate(data[present_end:end])
-                return known.decode(inflated, 0, len(inflated)), known.complete
-            return known.decode(data, present_end, end), known.complete
+                shape.remember(images.head, known)
+            return known.decode(images.data, images.start, images.end), known.complete
 
         return decode
 

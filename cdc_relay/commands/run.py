@@ -62,6 +62,12 @@ def run(
 
 
 def tail(
+    explain_decoder: Annotated[
+        bool,
+        typer.Option(
+            "--explain-decoder", help="Print how rows of the outbox are decoded, and exit. Kafka is not needed."
+        ),
+    ] = False,
     config: options.ConfigFile = None,
     database_url: options.DatabaseUrl = None,
     bootstrap_servers: options.BootstrapServers = None,
@@ -78,11 +84,17 @@ def tail(
     sent again: `cdc-relay run` does both.
 
     \b
-    Example:
+    Examples:
         cdc-relay tail --config relay.toml
+        cdc-relay tail --explain-decoder --config relay.toml
 
     Signals and exit codes are those of `cdc-relay run`.
     """
+    if explain_decoder:
+        from cdc_relay.commands.explain import show_decoder
+
+        show_decoder(options.load_settings(config, unused=("kafka.bootstrap_servers",), database__url=database_url))
+        return
     with stop_on_signal() as stop:
         settings = options.load_settings(
             config,

@@ -58,7 +58,8 @@ def status(
 ) -> None:
     """Tell where things stand: rows by status, the oldest pending one, position and lag, and who is active.
 
-    It asks the database and the checkpoint file, not a running relay; lag is what the checkpoint is behind the server.
+    It asks the database and the checkpoint file; lag is what the checkpoint is behind the server. By which reader the
+    binlog is read is told by the relay on this machine that listens on admin.host and admin.port, if there is one.
     Counting costs the server about 0.1 s for a million rows.
 
     \b
@@ -87,7 +88,8 @@ def status(
 
 def _show(found: RelayStatus) -> None:
     show_table(f"Rows of {found.table}", ["status", ">rows"], [(name, f"{n:,}") for name, n in found.rows.items()])
-    show_table(f"Relay {found.name!r}", ["", ""], [*_pending(found), *_binlog(found), *_locks(found)])
+    lines = [*_pending(found), *_binlog(found), *_locks(found), *_reader(found)]
+    show_table(f"Relay {found.name!r}", ["", ""], lines)
     for what, why in found.unknown.items():
         typer.echo(f"{what} unknown: {why}")
 
@@ -122,3 +124,13 @@ def _locks(found: RelayStatus) -> list[tuple[str, str]]:
             who = f", {lock.user} from {lock.host}" if lock.host else ""
             lines.append((part, f"connection {lock.connection_id}{who}"))
     return lines
+
+
+def _reader(found: RelayStatus) -> list[tuple[str, str]]:
+    if found.reader is None:
+        return []
+    if found.reader.told_by:
+        told_by = f"told by the relay at {found.reader.told_by}"
+    else:
+        told_by = "what a relay started here would use; none of this name answers on admin.host and admin.port"
+    return [("binlog reader", f"{found.reader.reader}: {found.reader.why}"), ("", told_by)]

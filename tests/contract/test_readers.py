@@ -140,9 +140,12 @@ def test_a_closed_connection_is_an_outage(outbox: Outbox, reader: str) -> None:
 
 
 def test_auto_is_the_wire_reader_and_falls_back_where_a_name_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_reader("auto") == choose_reader("wire") == "wire"
-    assert choose_reader("library") == "library"
+    assert choose_reader("auto").reader == choose_reader("wire").reader == "wire"
+    assert choose_reader("library").reader == "library"
     monkeypatch.setattr("cdc_relay.binlog.connection._WIRE_NAMES", ("_sock", "_no_such_name"))
-    assert choose_reader("auto") == "library"
+    chosen = choose_reader("auto")
+    assert chosen.reader == "library"
+    assert "_no_such_name" in chosen.why
+    assert "_sock" not in chosen.why
     with pytest.raises(ConfigurationError, match="_no_such_name"):
         choose_reader("wire")

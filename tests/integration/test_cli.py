@@ -162,7 +162,9 @@ def test_status_tells_rows_and_the_oldest_pending_one(place: Place) -> None:
     assert told["oldest_pending"]["last_error"] == "no luck"
     assert told["checkpoint"]["position"] is None
     assert [lock["connection_id"] for lock in told["locks"]] == [None, None]
+    assert (told["reader"]["reader"], told["reader"]["told_by"]) == ("wire", None)
     shown = place.command("status").out
+    assert "what a relay started here would use" in shown
     assert "failed 3 times: no luck" in shown
     assert f"none at {place.checkpoint}" in shown
 

@@ -15,8 +15,10 @@ from cdc_relay.checkpoint import FileCheckpointStore
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
+from cdc_relay.embedded.process import free_port
 from cdc_relay.errors import KafkaUnavailable
 from cdc_relay.service import RelayService
+from cdc_relay.status import look
 from tests.harness import Outbox, eventually, outbox_id, read_topic, running_relay, settings_for
 
 
@@ -75,6 +77,32 @@ def test_the_position_moves_with_foreign_traffic_alone(outbox: Outbox, settings:
         before = position_of(settings)
         outbox.run("INSERT INTO noise VALUES (1)")
         eventually(lambda: position_of(settings) != before, "the checkpoint moving on")
+
+
+def test_a_relay_that_falls_back_to_the_library_reader_says_so_everywhere(
+    outbox: Outbox,
+    database_url: str,
+    kafka_broker: KafkaBroker,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = settings_for(database_url, kafka_broker.bootstrap_servers, tmp_path, admin__port=free_port())
+    with monkeypatch.context() as patched:
+        patched.setattr("cdc_relay.binlog.connection._WIRE_NAMES", ("_sock", "_no_such_name"))
+        relay = RelayService(settings, tail=True, sweep=True)
+    with running_relay(settings, service=relay):
+        outbox.wait_published([outbox.add("k", 1)])
+        told = look(settings).reader
+        other = look(settings.model_copy(update={"name": "another"})).reader
+    assert told is not None
+    assert told.reader == "library"
+    assert "_no_such_name" in told.why
+    assert told.told_by == f"http://127.0.0.1:{settings.admin.port}/"
+    assert other is not None
+    assert (other.reader, other.told_by) == ("wire", None)
+    (warned,) = [record for record in caplog.records if "_no_such_name" in record.getMessage()]
+    assert warned.levelname == "WARNING"
 
 
 @pytest.mark.parametrize("fault", ["removed", "damaged", "of another server", "from the future", "purged"])

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Info
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cdc_relay.admin import server as admin_server
+from cdc_relay.admin.ask import labels
 from cdc_relay.admin.server import AdminServer, Health
 from cdc_relay.config import AdminSettings
 from cdc_relay.errors import ConfigurationError
@@ -146,6 +147,34 @@ def test_a_state_that_cannot_be_told_is_status_500_and_a_log_line(
     assert response.status == 500
     failed = [record for record in caplog.records if record.fields["action"] == "admin_page_failed"]  # type: ignore[attr-defined]
     assert [record.levelname for record in failed] == ["ERROR"]
+
+
+def test_a_metric_is_asked_for_by_its_name() -> None:
+    registry = CollectorRegistry()
+    Info("reader", "How.", registry=registry).info({"reader": "wire", "why": 'it "can"'})
+    with serving(settings=AdminSettings(host="0.0.0.0", port=0), registry=registry) as server:
+        assert server.port is not None
+        assert labels("0.0.0.0", server.port, "reader_info") == {"reader": "wire", "why": 'it "can"'}
+        assert labels("0.0.0.0", server.port, "another_info") == {}
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.0 200 OK\r\n\r\n{not metrics", None])
+def test_a_port_where_no_admin_server_answers_tells_nothing(answer: bytes | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                if answer is not None:
+                    client.recv(1000)
+                    client.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        assert labels("127.0.0.1", port, "reader_info") == {}
+        thread.join(10)
+    assert labels("127.0.0.1", port, "reader_info") == {}
 
 
 def test_port_0_takes_any_free_port_and_two_servers_live_side_by_side() -> None:
