@@ -198,6 +198,11 @@ class WritebackSettings(_Section):
         description="status: mark every row; none: leave what the binlog brought to the consumer, which marks it",
     )
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="rows marked by one UPDATE")
+    row_image: Literal["minimal", "server"] = Field(
+        "minimal",
+        description="of the relay's UPDATEs in the binlog: minimal: key and changed columns, where the account may "
+        "set that; server: as the server's binlog_row_image says, for other readers that need whole rows",
+    )
 
 
 class ConsumerSettings(_Section):

@@ -34,6 +34,7 @@ from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parking import SharedParking
 from cdc_relay.preflight.start import require
 from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
+from cdc_relay.row_image import log_changes_only
 from cdc_relay.session import Parts, Session
 from cdc_relay.sweeper import SweepCounts, TailProgress
 from cdc_relay.writeback import StatusWriter
@@ -71,6 +72,8 @@ class RelayService:
         self._sweep = sweep
         self._drain_timeout_s = drain_timeout_s
         self._engine = make_engine(settings.database, pool_size=5)
+        if settings.writeback.row_image == "minimal":
+            log_changes_only(self._engine)
         self._leadership = Leadership(self._engine, lock_names(settings.name, tail=tail, sweep=sweep))
         self._registry = process_registry()
         self._metrics = RelayMetrics(self._registry)

@@ -20,6 +20,7 @@ from cdc_relay.outbox.database import translated
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.preflight.check import Check, Level, ok
 from cdc_relay.preflight.facts import Essentials
+from cdc_relay.row_image import SET_MINIMAL
 
 #: A row that says it was written so far in the future was written in another zone.
 _FUTURE = timedelta(minutes=5)
@@ -71,6 +72,24 @@ def filter_check(connection: Connection, facts: Essentials) -> Check:
             "my.cnf: remove the filter, then restart the server",
         )
     return ok(name, "none for this database")
+
+
+def row_image_check(connection: Connection, settings: Settings, facts: Essentials) -> Check:
+    """Whether the relay can keep its own UPDATEs small in the binlog. It works as well without."""
+    name = "writeback.row_image"
+    if settings.writeback.row_image == "server":
+        return ok(name, "server: as binlog_row_image says")
+    try:
+        with translated():
+            connection.execute(text(SET_MINIMAL))
+    except DatabaseError:
+        privilege = "BINLOG ADMIN" if facts.is_mariadb else "SESSION_VARIABLES_ADMIN"
+        return ok(
+            name,
+            "as binlog_row_image says: this account may not set it. If the binlog is to grow less by the relay's "
+            f"UPDATEs: GRANT {privilege} ON *.* TO {facts.account};",
+        )
+    return ok(name, "minimal")
 
 
 def zone_check(connection: Connection, database: DatabaseSettings, now: datetime) -> Check:

@@ -16,7 +16,7 @@ from cdc_relay.preflight.check import Check, Level, ok
 from cdc_relay.preflight.facts import essentials, extras
 from cdc_relay.preflight.kafka import kafka_checks
 from cdc_relay.preflight.mysql import essential_checks, extra_checks
-from cdc_relay.preflight.probes import filter_check, privilege_checks, zone_check
+from cdc_relay.preflight.probes import filter_check, privilege_checks, row_image_check, zone_check
 
 
 def check_everything(settings: Settings) -> tuple[list[Check], list[Check]]:
@@ -60,6 +60,7 @@ def _check_mysql(connection: Connection, settings: Settings, topics: set[str]) -
         )
     if facts.columns:
         checks += privilege_checks(connection, settings, facts)
+        checks.append(row_image_check(connection, settings, facts))
         can_read = all(check.level is Level.OK for check in checks if check.name in ("table", "SELECT"))
         if can_read:
             checks.append(zone_check(connection, settings.database, utc_now()))

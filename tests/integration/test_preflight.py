@@ -105,6 +105,16 @@ def test_a_missing_privilege_is_named_with_its_grant(account: Account, mock_kafk
     assert f"'{make_url(url).username}'@'%'" in checks[name].remedy
 
 
+def test_what_lets_the_relay_keep_the_binlog_small_is_named_and_not_asked_for(
+    account: Account, either_database_url: str, mock_kafka: MockKafka
+) -> None:
+    url = account()
+    refused = mysql_checks(url, mock_kafka)["writeback.row_image"]
+    assert refused.level is Level.OK
+    execute(either_database_url, refused.found[refused.found.index("GRANT") :])
+    assert mysql_checks(url, mock_kafka)["writeback.row_image"].found == "minimal"
+
+
 @pytest.mark.parametrize("missing", ["SELECT", "UPDATE"])
 def test_a_start_without_a_privilege_on_the_table_is_refused(account: Account, missing: str) -> None:
     with pytest.raises(DatabaseError) as refused:

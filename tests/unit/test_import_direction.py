@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("cdc_relay.binlog.connection", "cdc_relay.binlog.source", "cdc_relay.binlog.server"),
         "cdc_relay.binlog.explain",
         *("cdc_relay.binlog.reconnect", "cdc_relay.kafka", "cdc_relay.checkpoint", "cdc_relay.lease"),
-        "cdc_relay.acknowledged",
+        *("cdc_relay.acknowledged", "cdc_relay.row_image"),
         *("cdc_relay.admin", "cdc_relay.preflight", "cdc_relay.embedded", "cdc_relay.status", "cdc_relay.tables"),
         *("consumer.source", "consumer.topics", "consumer.dead_letter", "consumer.properties"),
         *("consumer.kafka_errors", "consumer.outage", "consumer.metrics"),
