@@ -193,9 +193,13 @@ class RetrySettings(_Section):
 class WritebackSettings(_Section):
     """Writing `published` back to the table."""
 
-    mode: Literal["status", "none"] = Field(
+    mode: Literal["status", "lazy", "none"] = Field(
         "status",
-        description="status: mark every row; none: leave what the binlog brought to the consumer, which marks it",
+        description="status: mark every row; lazy: after delay_ms, those that the consumer has not marked by then; "
+        "none: leave what the binlog brought to the consumer, which marks it",
+    )
+    delay_ms: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        500, description="with lazy: how long after Kafka's acknowledgement a row is left to the consumer"
     )
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="rows marked by one UPDATE")
     row_image: Literal["minimal", "server"] = Field(

@@ -103,7 +103,8 @@ class RelayService:
                 zone=settings.database.zone,
                 backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
                 batch_rows=settings.writeback.batch_rows,
-                marks_tailed=settings.writeback.mode == "status",
+                marks_tailed=settings.writeback.mode != "none",
+                delay_s=settings.writeback.delay_ms / 1000 if settings.writeback.mode == "lazy" else 0.0,
             ),
             checkpointer=Checkpointer(self._store, settings.checkpoint.interval_s, self._leadership.check),
             acknowledged=AcknowledgedFile.beside(settings.checkpoint.path),
@@ -196,7 +197,7 @@ class RelayService:
         """One session as the active relay."""
         publisher = self._ready_publisher()
         while not self._parts.writer.idle:  # what Kafka acknowledged before the last session ended
-            self._parts.writer.run_once(self._parts.clock())
+            self._parts.writer.run_once(self._parts.clock(), at_once=True)
         with transaction(self._engine) as connection:
             binlog = server_binlog(connection)
             self._parts.clock.set(self._parts.statements.database_now(connection))

@@ -228,10 +228,15 @@ class Session:
                 self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
             self._note_acknowledged()
             is_due = writer.has_full_batch or time.monotonic() - wrote_at >= _GATHER_S
-            if is_due and self._uncontended(lambda: writer.run_once(self._parts.clock())):
+            if is_due and self._uncontended(self._write_statuses):
                 wrote_at = time.monotonic()
             self._publisher.raise_if_fatal()
             self._save(force=False)
+
+    def _write_statuses(self) -> int:
+        # The consumer is not waited for at a stop, nor where the tailer might have to wait with it.
+        at_once = self._intake_stopped.is_set() or self.watermark.half_full
+        return self._parts.writer.run_once(self._parts.clock(), at_once=at_once)
 
     def _run_sweep(self) -> None:
         settings = self._parts.settings
@@ -250,7 +255,7 @@ class Session:
             batch_rows=settings.sweep.batch_rows,
             lease_s=settings.sweep.lease_s,
             redeliver_published_after_s=settings.sweep.redeliver_published_after_s,
-            marks_tailed=settings.writeback.mode == "status",
+            marks_tailed=settings.writeback.mode != "none",
         )
         while not self._intake_stopped.is_set():
             began = time.monotonic()

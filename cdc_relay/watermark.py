@@ -101,6 +101,11 @@ class AckWatermark:
         return self._rows >= self._max_rows or self._bytes >= self._max_bytes
 
     @property
+    def half_full(self) -> bool:
+        """Whether what is in flight should be settled without waiting for anything that is not needed."""
+        return self._rows * 2 >= self._max_rows or self._bytes * 2 >= self._max_bytes
+
+    @property
     def in_flight_rows(self) -> int:
         """Rows tracked and not resolved."""
         return self._rows

@@ -7,8 +7,8 @@ only then settles it, which moves the watermark: a row leaves by a durable exit 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
 from itertools import islice
@@ -46,10 +46,15 @@ class StatusWriter:
         backoff: Backoff,
         batch_rows: int,
         marks_tailed: bool = True,
+        delay_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``marks_tailed`` is false when rows that the binlog brought are not to be marked (``writeback.mode = none``):
         Kafka's acknowledgement and the checkpoint say then that they were published. What was sent from the table is
         marked there all the same, so that it is not found there again.
+
+        ``delay_s``, where it is not 0 (``writeback.mode = lazy``), leaves rows that the binlog brought to the consumer
+        for so long after Kafka's answer, by ``clock``; then those are marked that it has not marked itself.
         """
         self._transaction = transaction
         self._statements = statements
@@ -59,6 +64,10 @@ class StatusWriter:
         self._backoff = backoff
         self._batch_rows = batch_rows
         self._marks_tailed = marks_tailed
+        self._delay_s = delay_s
+        self._clock = clock
+        self._deferred: deque[tuple[float, Delivery]] = deque()
+        """Deliveries that are left to the consumer, with the time at which that ends."""
         self._complete: SimpleQueue[Delivery] = SimpleQueue()
         self._unwritten: list[Delivery] = []
         self._given_up = False
@@ -71,21 +80,24 @@ class StatusWriter:
             return
         if delivery.committed_at and delivery.sent:
             self._metrics.delivery_latency_seconds.observe(max(0.0, time.time() - delivery.committed_at))
+        if self._delay_s and delivery.path == "tail" and not (delivery.failed or delivery.parked):
+            self._deferred.append((self._clock() + self._delay_s, delivery))
+            return
         self._complete.put(delivery)
         self._waiting_rows += len(delivery.sent)  # about: only to decide when to write
 
     @property
     def idle(self) -> bool:
         """Whether nothing complete waits to be written."""
-        return self._complete.empty() and not self._unwritten
+        return self._complete.empty() and not self._unwritten and not self._deferred
 
     @property
     def has_full_batch(self) -> bool:
         """Whether enough is complete for the largest UPDATE."""
         return self._waiting_rows >= self._batch_rows or self._given_up
 
-    def run_once(self, now: datetime) -> int:
-        """Write what is complete; how many rows were settled.
+    def run_once(self, now: datetime, *, at_once: bool = False) -> int:
+        """Write what is complete; how many rows were settled. ``at_once``: also what is left to the consumer still.
 
         Raises DatabaseUnavailable with everything kept for the next call, and KafkaUnavailable when records were given
         up, so that they must be read again.
@@ -93,7 +105,7 @@ class StatusWriter:
         if self._given_up:
             self._given_up = False
             raise KafkaUnavailable("records were given up before Kafka answered; they are read again")
-        self._collect()
+        self._collect(at_once)
         batch = self._unwritten
         if not batch:
             return 0
@@ -126,24 +138,38 @@ class StatusWriter:
         """What was given up is going to be read again anyway."""
         self._given_up = False
 
-    def _collect(self) -> None:
+    def _collect(self, at_once: bool) -> None:
         rows = sum(len(delivery.sent) for delivery in self._unwritten)
-        while rows < _BATCHES_A_TRANSACTION * self._batch_rows:
-            try:
-                delivery = self._complete.get_nowait()
-            except Empty:
-                break
+        writable = self._writable(at_once)
+        while rows < _BATCHES_A_TRANSACTION * self._batch_rows and (delivery := next(writable, None)) is not None:
             self._unwritten.append(delivery)
             rows += len(delivery.sent)
 
+    def _writable(self, at_once: bool) -> Iterator[Delivery]:
+        while True:
+            try:
+                yield self._complete.get_nowait()
+            except Empty:
+                break
+        now = self._clock()
+        if self._deferred and (at_once or self._deferred[0][0] <= now):
+            # Those that have waited half as long go with the first, or each would cost a transaction of its own.
+            while self._deferred and (at_once or self._deferred[0][0] <= now + self._delay_s / 2):
+                yield self._deferred.popleft()[1]
+
     def _write_published(self, connection: Connection, batch: list[Delivery], wall: datetime) -> None:
         by_count: defaultdict[int, list[int]] = defaultdict(list)
+        left_to_consumer: list[int] = []
         for delivery in batch:
             if delivery.retry_counts:
                 for row_id in delivery.published:
                     by_count[delivery.retry_counts.get(row_id, 0)].append(row_id)
+            elif self._delay_s and delivery.path == "tail":
+                left_to_consumer += delivery.published
             else:
                 by_count[0] += delivery.published
+        for some in _chunks(left_to_consumer, self._batch_rows):
+            by_count[0] += self._statements.unmarked(connection, some)
         for retry_count, ids in by_count.items():
             for some in _chunks(sorted(ids), self._batch_rows):
                 self._statements.mark_published(connection, some, retry_count, wall)

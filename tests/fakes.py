@@ -270,6 +270,10 @@ class FakeOutboxTable:
     def still_pending(self, _: Any, ids: Iterable[int]) -> set[int]:
         return {row_id for row_id in ids if row_id in self.rows and self.rows[row_id].status == "pending"}
 
+    def unmarked(self, _: Any, ids: Iterable[int]) -> set[int]:
+        found = (self.rows[row_id] for row_id in ids if row_id in self.rows)
+        return {row.id for row in found if row.published_at is None and not row.parked}
+
     # --- locking ---
 
     def lock_due(self, _: Any, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:

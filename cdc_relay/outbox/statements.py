@@ -182,6 +182,14 @@ class OutboxStatements:
         sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND status = 'pending'"
         return set(connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars())
 
+    def unmarked(self, connection: Connection, ids: Iterable[int]) -> set[int]:
+        """Those of these ids, sent when they were fresh, that nobody has marked since. Changes nothing, locks nothing.
+
+        Not those that a consumer has parked: when their token is empty, a lease has renewed it for another delivery.
+        """
+        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND published_at IS NULL AND NOT {_PARKED}"
+        return set(connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars())
+
     def count_by_status(self, connection: Connection) -> dict[str, int]:
         """Rows per status, over the index. Changes nothing."""
         sql = f"SELECT status, COUNT(*) AS n FROM {self.table} GROUP BY status"

@@ -59,6 +59,7 @@ STEPS: dict[str, Step] = {
     "waiting, a few": lambda outbox, at: outbox.waiting(at, NOW, 3),
     "held_rows": lambda outbox, at: sorted(outbox.held_rows(at)),
     "still_pending": lambda outbox, at: outbox.still_pending(at, ASKED),
+    "unmarked": lambda outbox, at: outbox.unmarked(at, ASKED),
     "lock_due": lambda outbox, at: outbox.lock_due(at, ASKED, NOW),
     "behind_published": lambda outbox, at: [
         outbox.behind_published(at, ASKED),

@@ -46,6 +46,14 @@ def test_the_relay_is_killed_again_and_again(stack: Stack) -> None:
     stack.verdict().require_good(duplicates=5 * (IN_FLIGHT + MORE))
 
 
+@pytest.mark.parametrize("mode", ["lazy", "none"])
+def test_the_relay_is_killed_before_it_has_marked_what_kafka_has(stack: Stack, mode: str) -> None:
+    for program in (stack.relay, stack.consumer):
+        program.settings["CDC_WRITEBACK__MODE"] = mode
+    kill_in_a_loop(stack, ["relay"], times=3, seed=4)
+    stack.verdict().require_good(duplicates=3 * (IN_FLIGHT + MORE))
+
+
 def test_the_consumer_is_killed_again_and_again(stack: Stack) -> None:
     kill_in_a_loop(stack, ["consumer"], times=3, seed=2)
     stack.verdict().require_good(duplicates=0)

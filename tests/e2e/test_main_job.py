@@ -6,6 +6,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.e2e.stack import Stack, stack_on
@@ -49,6 +51,18 @@ def test_the_same_holds_on_mariadb(mariadb_server: MysqlServer, kafka_broker: Ka
     settings = {"tail__max_in_flight_rows": IN_FLIGHT}
     with stack_on(mariadb_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         kills = kill_while_writing(stack, rows=3_000, conversations=100, large=2, seed=2)
+        verdict = stack.verdict()
+        assert verdict.rows == 3_000
+        verdict.require_good(duplicates=kills * (IN_FLIGHT + 100))
+
+
+@pytest.mark.parametrize("mode", ["lazy", "none"])
+def test_the_same_holds_where_statuses_are_left_to_the_consumer(
+    mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path, mode: str
+) -> None:
+    settings = {"tail__max_in_flight_rows": IN_FLIGHT, "writeback__mode": mode}
+    with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
+        kills = kill_while_writing(stack, rows=3_000, conversations=100, large=2, seed=3)
         verdict = stack.verdict()
         assert verdict.rows == 3_000
         verdict.require_good(duplicates=kills * (IN_FLIGHT + 100))

@@ -523,6 +523,19 @@ def test_still_open_tells_the_next_attempt_of_rows_that_a_consumer_put_back(outb
     }
 
 
+def test_unmarked_rows_are_those_whose_acknowledgement_nobody_has_written_and_are_told_without_waiting(
+    outbox: Outbox, engine: Engine
+) -> None:
+    fresh, held = outbox.insert(), outbox.insert(last_error="broken", retry_count=1)
+    marked = [outbox.insert(status=status, published_at=BEFORE) for status in (PUBLISHED, CONSUMED)]
+    put_back, parked = outbox.insert(published_at=BEFORE), outbox.insert(last_error=f"{PARKED} (id 1)")
+    ids = [fresh, held, *marked, put_back, parked, 999_999]
+    with transaction(engine) as consumer:
+        outbox.statements.mark_consumed(consumer, [fresh], NOW)
+        assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {fresh, held}
+    assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {held}
+
+
 def test_still_pending_counts_and_the_oldest(outbox: Outbox) -> None:
     assert outbox.do(outbox.statements.oldest_pending) is None
     assert outbox.do(outbox.statements.count_by_status) == {}

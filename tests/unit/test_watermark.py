@@ -124,6 +124,13 @@ def test_a_batch_is_resolved_once() -> None:
     assert (mark.in_flight_rows, mark.in_flight_bytes) == (5, 50)
 
 
+@pytest.mark.parametrize(("rows", "size", "half_full"), [(4, 49, False), (5, 0, True), (0, 50, True)])
+def test_it_is_half_full_at_half_of_either_bound(rows: int, size: int, half_full: bool) -> None:
+    mark = watermark(max_rows=10, max_bytes=100)
+    mark.track(at(10), committed_at=0, rows=rows, size=size)
+    assert mark.half_full is half_full
+
+
 @pytest.mark.parametrize(("rows", "size", "full"), [(9, 99, False), (10, 0, True), (0, 100, True), (500, 5000, True)])
 def test_reading_waits_when_as_many_rows_or_bytes_are_in_flight_as_are_allowed(
     rows: int, size: int, full: bool

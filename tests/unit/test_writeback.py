@@ -14,7 +14,7 @@ from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, R
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import Record
-from cdc_relay.outbox.statements import HELD_BACK
+from cdc_relay.outbox.statements import HELD_BACK, PARKED
 from cdc_relay.parking import SharedParking
 from cdc_relay.writeback import _BATCHES_A_TRANSACTION, StatusWriter
 from tests.fakes import FakeOutboxTable, FakePublisher, StoredRow
@@ -26,11 +26,12 @@ WALL = NOW.replace(tzinfo=None)
 class Rig:
     """A status writer on a fake table, and deliveries that are complete."""
 
-    def __init__(self, *rows: StoredRow, batch_rows: int = 100, zone: tzinfo = UTC) -> None:
+    def __init__(self, *rows: StoredRow, batch_rows: int = 100, zone: tzinfo = UTC, delay_s: float = 0.0) -> None:
         self.table = FakeOutboxTable(*rows)
         self.parking = SharedParking()
         self.registry = CollectorRegistry()
         self.settled: list[Delivery] = []
+        self.seconds = 0.0
         self.writer = StatusWriter(
             self.table.transaction,
             self.table,  # type: ignore[arg-type]
@@ -39,6 +40,8 @@ class Rig:
             zone=zone,
             backoff=Backoff(),
             batch_rows=batch_rows,
+            delay_s=delay_s,
+            clock=lambda: self.seconds,
         )
 
     def complete(
@@ -48,6 +51,7 @@ class Rig:
         parked: dict[int, int] | None = None,
         retry_counts: dict[int, int] | None = None,
         committed_at: float = 0.0,
+        path: str = "tail",
     ) -> Delivery:
         """A delivery that Kafka has answered for."""
         publisher = FakePublisher()
@@ -55,7 +59,7 @@ class Rig:
         delivery = Delivery(
             publisher,
             self.writer.complete,
-            path="tail",
+            path=path,
             committed_at=committed_at,
             on_settled=lambda: self.settled.append(delivery),
             retry_counts=retry_counts or {},
@@ -185,6 +189,76 @@ def test_a_transaction_takes_so_many_rows_and_leaves_the_rest_to_the_next() -> N
     most = _BATCHES_A_TRANSACTION * 10
     assert [rig.writer.run_once(NOW) for _ in range(4)] == [most, most, 100 - 2 * most, 0]
     assert len(rig.settled) == 20
+
+
+# --- left to the consumer at first -----------------------------------------------------------------------------------
+
+
+def test_rows_are_left_to_the_consumer_for_the_delay_and_those_that_it_marks_are_not_written() -> None:
+    rig = Rig(row(1), row(2, "b"), row(3, "c"), delay_s=0.5)
+    written: list[int] = []
+    mark = rig.table.mark_published
+
+    def marked(at: Any, ids: list[int], *rest: Any) -> int:
+        written.extend(ids)
+        return mark(at, ids, *rest)
+
+    rig.table.mark_published = marked  # type: ignore[method-assign]
+    delivery = rig.complete(1, 2, 3)
+    rig.seconds = 0.49
+    assert rig.writer.run_once(NOW) == 0
+    assert rig.settled == []
+    assert not rig.writer.idle
+    consumed = row(2, "b", status="consumed", published_at=WALL, next_retry_at=None)
+    rig.table.rows[2] = consumed
+    rig.seconds = 0.5
+    assert rig.writer.run_once(NOW) == 3
+    assert written == [1, 3]
+    assert rig.settled == [delivery]
+    assert rig.table.rows[2] == consumed
+    assert rig.writer.idle
+    assert rig.count("rows_published_total", path="tail") == 3
+
+
+def test_rows_that_the_consumer_has_put_back_are_its_own_also_while_they_are_sent_again() -> None:
+    failed = row(1, retry_count=1, published_at=WALL, last_error="broken")
+    parked = row(2, published_at=None, last_error=f"{PARKED} (id 1)")  # leased by the sweep: another delivery's token
+    rig = Rig(failed, parked, delay_s=0.5)
+    rig.complete(1, 2)
+    rig.seconds = 1.0
+    assert rig.writer.run_once(NOW) == 2
+    assert (rig.table.rows[1], rig.table.rows[2]) == (failed, parked)
+    assert len(rig.settled) == 1
+
+
+def test_when_the_first_is_due_those_go_with_it_that_have_waited_half_as_long() -> None:
+    rig = Rig(*(row(n, str(n)) for n in range(1, 5)), delay_s=1.0)
+    for row_id, at in ((1, 0.0), (2, 0.4), (3, 0.5), (4, 0.6)):
+        rig.seconds = at
+        rig.complete(row_id)
+    rig.seconds = 0.9
+    assert rig.writer.run_once(NOW) == 0
+    rig.seconds = 1.0
+    assert rig.writer.run_once(NOW) == 3
+    assert (rig.table.committed, rig.table.rows[4].status) == (1, "pending")
+
+
+def test_nothing_waits_when_it_is_to_be_written_at_once() -> None:
+    rig = Rig(row(1), row(2, "b"), delay_s=0.5)
+    rig.complete(1)
+    rig.complete(2)
+    assert rig.writer.run_once(NOW, at_once=True) == 2
+    assert rig.writer.idle
+    assert {stored.status for stored in rig.table.rows.values()} == {"published"}
+
+
+def test_what_comes_from_the_table_and_what_failed_waits_for_nobody() -> None:
+    rig = Rig(row(1), row(2, "b"), row(3, "c"), delay_s=0.5)
+    rig.complete(1, path="sweep", retry_counts={1: 0})
+    rig.complete(2, failed={3: RetryableRow("later")})
+    assert rig.writer.run_once(NOW) == 2
+    assert [rig.table.rows[n].status for n in (1, 2, 3)] == ["published", "published", "pending"]
+    assert rig.parking.blocked_by(b"c", 4) == 3
 
 
 # --- failed -----------------------------------------------------------------------------------------------------------
@@ -350,7 +424,7 @@ def test_whatever_fails_in_between_each_delivery_is_settled_once_and_its_rows_ha
     data: st.DataObject,
 ) -> None:
     rows = [row(n, data.draw(st.sampled_from("ab"))) for n in range(1, data.draw(st.integers(2, 12)))]
-    rig = Rig(*rows, batch_rows=data.draw(st.integers(1, 4)))
+    rig = Rig(*rows, batch_rows=data.draw(st.integers(1, 4)), delay_s=data.draw(st.sampled_from([0.0, 1.0])))
     deliveries, expected = [], {}
     rest = [stored.id for stored in rows]
     while rest:
@@ -367,6 +441,7 @@ def test_whatever_fails_in_between_each_delivery_is_settled_once_and_its_rows_ha
                 failed[row_id] = PoisonRow("never") if outcome == "dead" else RetryableRow("later")
         deliveries.append(rig.complete(*sent, failed=failed))
     for _ in range(100):
+        rig.seconds += data.draw(st.sampled_from([0.0, 0.5]))
         trouble = data.draw(st.sampled_from(["none", "none", "fails", "answer lost"]))
         rig.table.fails = DatabaseUnavailable("away") if trouble == "fails" else None
         rig.table.loses_the_answer = DatabaseUnavailable("lost") if trouble == "answer lost" else None
@@ -378,8 +453,8 @@ def test_whatever_fails_in_between_each_delivery_is_settled_once_and_its_rows_ha
             break
     rig.table.fails = rig.table.loses_the_answer = None
     while not rig.writer.idle:
-        rig.writer.run_once(NOW)
-    assert rig.settled == deliveries
+        rig.writer.run_once(NOW, at_once=True)
+    assert sorted(rig.settled, key=deliveries.index) == deliveries
     assert {row_id: rig.table.rows[row_id].status for row_id in expected} == expected
     waiting = sorted(row_id for row_id, outcome in expected.items() if outcome == "pending")
     assert rig.parking.waiting(100) == waiting
