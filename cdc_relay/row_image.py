@@ -44,7 +44,7 @@ def log_changes_only(engine: Engine) -> None:
             if not said:
                 said = True
                 log.info(
-                    f"the relay's UPDATEs are logged as the server's binlog_row_image says: {translate(error)}",
+                    f"the relay's UPDATEs are logged as the server's binlog_row_image says: {translate(error).message}",
                     action="row_image_refused",
                     hint="grant the privilege to keep the binlog small, or set writeback.row_image to server",
                 )
