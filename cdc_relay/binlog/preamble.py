@@ -37,7 +37,7 @@ _WRITE_STAYS = "4xB4x5s8x2x"
 _WRITE_SIZES = "I10xII2x"
 assert all(Struct("<" + code).size == FRAME_SIZE for code in (_STAYS, _END, _WRITE_STAYS, _WRITE_SIZES))
 
-#: QUERY's thread id and execution time, its two lengths with the error code between them, and the zero after its schema.
+#: QUERY's thread id and execution time, its two lengths with the error code between them, the zero after its schema.
 _QUERY_FIXED = "8x5s"
 assert Struct("<" + _QUERY_FIXED).size == QUERY_SIZES.size
 BEGIN = b"BEGIN"
@@ -100,13 +100,16 @@ def learn_changeover(data: bytes, xid_at: int, gtid_at: int, query_at: int, chec
     if xid_end != gtid_at or gtid_end != query_at:
         return None
     stays, ends = _changeover_layout(gtid_at - xid_at, query_at - gtid_at, query_end - query_at, checksum)
-    before = ends(data, xid_at)[0] - _event_size(gtid_at - xid_at)
+    first, second, third = ends(data, xid_at)
+    before = first - _event_size(gtid_at - xid_at)
     return Changeover(
         query_end - xid_at,
         stays,
         stays(data, xid_at),
         ends,
-        *(end - before for end in ends(data, xid_at)),
+        first - before,
+        second - before,
+        third - before,
         gtid_at - xid_at,
         checksum,
     )
