@@ -37,7 +37,7 @@ _WRITE_STAYS = "4xB4x5s8x2x"
 _WRITE_SIZES = "I10xII2x"
 assert all(Struct("<" + code).size == FRAME_SIZE for code in (_STAYS, _END, _WRITE_STAYS, _WRITE_SIZES))
 
-#: QUERY's thread id and execution time, its two lengths with the error code between them, the zero after its schema.
+#: QUERY up to its status variables: two lengths stay, with the error code between them.
 _QUERY_FIXED = "8x5s"
 assert Struct("<" + _QUERY_FIXED).size == QUERY_SIZES.size
 BEGIN = b"BEGIN"
@@ -96,22 +96,15 @@ class RowsHead:
 
 def learn_changeover(data: bytes, xid_at: int, gtid_at: int, query_at: int, checksum: int) -> Changeover | None:
     """The stretch whose packets begin there, each verified already; None when others stand between them."""
-    xid_end, gtid_end, query_end = (_packet_end(data, at) for at in (xid_at, gtid_at, query_at))
-    if xid_end != gtid_at or gtid_end != query_at:
+    end = _packet_end(data, query_at)
+    if _packet_end(data, xid_at) != gtid_at or _packet_end(data, gtid_at) != query_at:
         return None
-    stays, ends = _changeover_layout(gtid_at - xid_at, query_at - gtid_at, query_end - query_at, checksum)
-    first, second, third = ends(data, xid_at)
-    before = first - _event_size(gtid_at - xid_at)
+    stays, ends = _changeover_layout(gtid_at - xid_at, query_at - gtid_at, end - query_at, checksum)
+    xid_end = _event_size(gtid_at - xid_at)
+    gtid_end = xid_end + _event_size(query_at - gtid_at)
+    query_end = gtid_end + _event_size(end - query_at)
     return Changeover(
-        query_end - xid_at,
-        stays,
-        stays(data, xid_at),
-        ends,
-        first - before,
-        second - before,
-        third - before,
-        gtid_at - xid_at,
-        checksum,
+        end - xid_at, stays, stays(data, xid_at), ends, xid_end, gtid_end, query_end, gtid_at - xid_at, checksum
     )
 
 

@@ -177,7 +177,7 @@ class QuickLoop:
                         else:
                             break
                     elif kind in _GTIDS:
-                        if begun:
+                        if begun or len(rows) > finished:  # a transaction without its end, or rows without a beginning
                             break
                         is_open = True
                         gtid_at = at
@@ -195,7 +195,7 @@ class QuickLoop:
                         if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
                             break
                     elif kind == _MARIADB_GTID:
-                        if begun or not is_plain_mariadb_transaction(data, at + _BODY):
+                        if begun or len(rows) > finished or not is_plain_mariadb_transaction(data, at + _BODY):
                             break
                         begun = is_open = True  # no BEGIN follows it
                         gtid_at = _NO_GTID

@@ -180,6 +180,7 @@ def _make_plan(
     bits = int.from_bytes(nulls, "little")
     read = {}
     structs = 0
+    start = "at"  # where the next stretch begins: after one value of free length, before the next
     in_group: list[str] = []
 
     def end_group() -> None:
@@ -193,13 +194,14 @@ def _make_plan(
             groups, in_group = groups + 1, []
 
     def end_stretch() -> None:
-        nonlocal code, targets, after, structs
+        nonlocal code, targets, after, structs, start
         struct = Struct(code)
         namespace[f"unpack{structs}"] = struct.unpack_from
         if targets:
-            lines.append(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = unpack{structs}(data, start)")
+            lines.append(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = unpack{structs}(data, {start})")
         lines.extend(after)
-        lines.append(f"start += {struct.size}")
+        lines.append(f"begin = {start} + {struct.size}")
+        start = "end_of_value"
         code, targets, after, structs = "<", [], [], structs + 1
 
     for index, field in enumerate(fields):
@@ -217,12 +219,9 @@ def _make_plan(
             if field.size == 3:
                 after.append("size |= high << 16")
             end_stretch()
+            lines.append("end_of_value = begin + size")
             if field.role == "free":
-                lines.append("stop = start + size")
-                lines.append(f"{field.name} = data[start:stop]")
-                lines.append("start = stop")
-            else:
-                lines.append("start += size")
+                lines.append(f"{field.name} = data[begin:end_of_value]")
         elif field.role == "id":
             code += _CODES[field.size]
             targets.append("id")
@@ -240,10 +239,9 @@ def _make_plan(
             "    append = rows.append",
             "    try:",
             "        while at < end:",
-            "            start = at",
             *(f"            {line}" for line in lines),
             f"            append(new(BinlogRow, ({row}, False)))",
-            "            at = start",
+            "            at = begin",
             "    except (KeyError, StructError):",
             "        pass  # another value, or the row ends before what was supposed",
             "    return at",
