@@ -194,23 +194,41 @@ def test_another_table_may_take_the_id_meanwhile() -> None:
     assert_read_alike([b"".join(packets(events))], binlog)
 
 
-def test_columns_that_were_renamed_are_not_supposed_to_be_what_they_were() -> None:
-    def renaming() -> Callable[[], list[DescribedColumn]]:
-        swapped = {"biz_type": "topic", "topic": "biz_type"}
-        later = [replace(column, name=swapped.get(column.name, column.name)) for column in described()]
-        answers = iter([described(), later])
-        return lambda: next(answers)
+def renaming() -> Callable[[], list[DescribedColumn]]:
+    """The table's columns before and after topic and biz_type changed their names."""
+    swapped = {"biz_type": "topic", "topic": "biz_type"}
+    later = [replace(column, name=swapped.get(column.name, column.name)) for column in described()]
+    answers = iter([described(), later])
+    return lambda: next(answers)
 
+
+def assert_renamed_after_the_fourth(pieces: list[bytes], binlog: Binlog) -> None:
+    quick = outcome(pieces, binlog, renaming(), careful=False)
+    assert quick == outcome(pieces, binlog, renaming(), careful=True)
+    (rows, _, _), _ = quick
+    assert [row.topic for row, _ in rows] == ["topic"] * 4 + ["chat"] * 4
+
+
+def test_columns_that_were_renamed_are_not_supposed_to_be_what_they_were() -> None:
     binlog = Binlog()
     stream = learned(binlog, 4)
     events = [binlog.gtid(), binlog.query(f"ALTER TABLE {TABLE} RENAME COLUMN topic TO biz_type")]
     for number in range(5, 9):
         events += binlog.transaction(outbox_row(number))
-    pieces = [b"".join(stream), b"".join(packets(events))]
-    quick = outcome(pieces, binlog, renaming(), careful=False)
-    assert quick == outcome(pieces, binlog, renaming(), careful=True)
-    (rows, _, _), _ = quick
-    assert [row.topic for row, _ in rows] == ["topic"] * 4 + ["chat"] * 4
+    assert_renamed_after_the_fourth([b"".join(stream), b"".join(packets(events))], binlog)
+
+
+def test_where_a_statement_begins_is_verified_and_not_only_how_it_ends() -> None:
+    alter = f"ALTER TABLE {TABLE}"
+    binlog = Binlog()
+    events = binlog.start()
+    for number in range(1, 9):
+        if number == 5:  # of the same size, and BEGIN stands in the same place
+            query = binlog.query_body(f"{alter}\0BEGIN", schema="")
+        else:
+            query = binlog.query_body("BEGIN", schema="s" * (len(alter) + 1))
+        events += [binlog.gtid(), binlog.event(E.QUERY, query), *binlog.insert(outbox_row(number)), binlog.xid()]
+    assert_renamed_after_the_fourth([b"".join(packets(events))], binlog)
 
 
 @pytest.mark.parametrize("checksum", [True, False], ids=["crc32 ends", "crc32 begins"])
