@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cdc_relay import __version__
-from cdc_relay.commands import check, checkpoint, dead, demo, run, table
+from cdc_relay.commands import bench, check, checkpoint, dead, demo, run, table
 from cdc_relay.embedded.cli import app as stack
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ run.add_to(app)
 table.add_to(app)
 check.add_to(app)
 demo.add_to(app)
+bench.add_to(app)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(dead.app, name="dead")
 app.add_typer(stack, name="stack")

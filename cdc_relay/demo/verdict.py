@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
+from cdc_relay.bench.figures import nearest_rank
 from cdc_relay.demo.observer import Seen
 
 
@@ -109,7 +109,7 @@ def percentiles_ms(latencies_s: Iterable[float]) -> dict[str, float | None]:
     ordered = sorted(max(0.0, latency) for latency in latencies_s)
 
     def at(share: float) -> float | None:
-        return round(1000 * ordered[max(0, math.ceil(share * len(ordered)) - 1)], 2) if ordered else None
+        return round(1000 * nearest_rank(ordered, share), 2) if ordered else None
 
     return {"p50": at(0.5), "p99": at(0.99), "max": at(1.0)}
 

@@ -75,7 +75,7 @@ def test_each_command_teaches(path: tuple[str, ...]) -> None:
 
 def test_every_command_that_was_asked_for_is_there() -> None:
     assert {" ".join(path) for path in commands()} >= {
-        *("init-db", "run", "tail", "sweep", "status", "check", "demo"),
+        *("init-db", "run", "tail", "sweep", "status", "check", "demo", "bench"),
         *("checkpoint show", "checkpoint reset", "dead list", "dead requeue"),
         *("stack up", "stack down", "stack status"),
     }
@@ -274,7 +274,14 @@ def test_run_imports_no_library_that_it_could_do_without() -> None:
 
 def test_run_imports_nothing_that_only_the_demo_or_check_needs() -> None:
     loaded = modules_after("import cdc_relay.commands, cdc_relay.service")
-    unwanted = ("cdc_relay.demo", "cdc_relay.status", "cdc_relay.tables", "cdc_relay.preflight.report", "consumer")
+    unwanted = (
+        "cdc_relay.demo",
+        "cdc_relay.bench",
+        "cdc_relay.status",
+        "cdc_relay.tables",
+        "cdc_relay.preflight.report",
+        "consumer",
+    )
     assert [name for name in loaded if name.startswith(unwanted)] == []
     ours = {name for name in loaded if name.startswith("cdc_relay.embedded")}
     assert ours <= {"cdc_relay.embedded", "cdc_relay.embedded.cli"}

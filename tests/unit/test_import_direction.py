@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "composition": (
         *("cdc_relay.session", "cdc_relay.service", "cdc_relay.cli", "cdc_relay.demo", "cdc_relay.__main__"),
-        "cdc_relay.commands",
+        *("cdc_relay.commands", "cdc_relay.bench"),
         *("consumer.service", "consumer.cli", "consumer.__main__"),
     ),
 }
@@ -65,7 +65,7 @@ SHARED = (
 )
 
 #: Who may use the throwaway servers.
-USERS_OF_EMBEDDED = ("cdc_relay.embedded", "cdc_relay.commands", "cdc_relay.demo")
+USERS_OF_EMBEDDED = ("cdc_relay.embedded", "cdc_relay.commands", "cdc_relay.demo", "cdc_relay.bench")
 
 
 class Import(NamedTuple):
