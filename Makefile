@@ -35,7 +35,7 @@ else
 	$(BIN)/python -m pytest tests --ignore=tests/unit
 endif
 
-bench: $(STAMP) ## figures on a real MySQL and a real Kafka, short (ARGS="--rows 300000 --repeat 5", ARGS=--help)
+bench: $(STAMP) ## figures on a real MySQL and a real Kafka, some minutes (ARGS="--full --out FILE.json", ARGS=--help)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 bench-profile: $(STAMP) ## where the processor time of a row goes, step by step

@@ -1,110 +1,122 @@
-"""``python -m tests.benchmarks``: figures on real servers. Short by default; see ``--help``.
+"""``python -m tests.benchmarks``: figures on real servers; a few minutes by default, the documented set with --full.
 
-Nothing here fails for being slow: machines differ, and so do their neighbours.
+Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison. ``plot FILE`` draws what
+``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from tests.benchmarks import latency, profile
-from tests.benchmarks.catchup import CatchUp, FilledOutbox
-from tests.benchmarks.relay import Variant
-from tests.benchmarks.servers import Servers, machine, servers
+from cdc_relay.bench.figures import Figure
+from cdc_relay.bench.machine import machine_facts, server_facts
+from cdc_relay.embedded.kafka_files import KAFKA_VERSION
+from cdc_relay.masking import mask_text
+from cdc_relay.outbox.database import closing_engine, make_engine, transaction
+from tests.benchmarks import (
+    backlog,
+    catchup,
+    comparison,
+    duplicates,
+    foreign,
+    latency,
+    profile,
+    restart,
+    results,
+    soak,
+)
+from tests.benchmarks.lab import FULL, Lab, Sizes
+from tests.benchmarks.servers import servers
+
+SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
+    module.__name__.rpartition(".")[2]: module.measure
+    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, soak)
+}
 
 
 def main() -> None:
-    """Measure what was asked for and print it."""
-    arguments = _arguments()
-    print(machine(), flush=True)
-    with servers(arguments.mysql, arguments.kafka) as found:
-        for what in arguments.what:
-            {"catchup": _catch_up, "latency": _latency, "profile": _profile}[what](found, arguments)
+    """Measure what was asked for, print it, and save it if wished."""
+    if sys.argv[1:2] == ["plot"]:
+        _plot(sys.argv[2:])
+        return
+    parser = command_line()
+    arguments = parser.parse_args()
+    if unknown := set(arguments.what) - SCENARIOS.keys():
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    facts = machine_facts() | {"command": mask_text(" ".join(["python -m tests.benchmarks", *sys.argv[1:]]))}
+    with servers(arguments.mysql, arguments.kafka) as settings:
+        engine = make_engine(settings.database, pool_size=1)
+        with closing_engine(engine), transaction(engine) as connection:
+            facts |= server_facts(connection)
+        facts |= {"kafka": f"at {arguments.kafka}" if arguments.kafka else KAFKA_VERSION}
+        for name, value in facts.items():
+            print(f"{name:32}{value}", flush=True)
+        lab = Lab(settings, sizes(arguments), arguments.against, tuple(arguments.against_modes))
+        found: list[Figure] = []
+        for name in arguments.what or SCENARIOS:
+            print(f"\n{name}", flush=True)
+            for figure in SCENARIOS[name](lab):
+                found.append(figure)
+                print(f"  {figure.case:34} {figure.variant:30} {figure.metric:30} {figure.spread} {figure.unit}")
+                sys.stdout.flush()
+            if arguments.out:
+                results.save(arguments.out, facts, found)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["catchup", "latency"], help="catchup, latency, profile")
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of a catch-up")
-    parser.add_argument("--rows-each", type=int, nargs="*", default=[1, 100], help="rows of a transaction")
-    parser.add_argument("--rates", type=int, nargs="*", default=[200, 1_000, 5_000], help="rows/s of the latencies")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each rate")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--modes", nargs="*", default=["none", "status"], help="of writeback.mode")
-    parser.add_argument("--readers", nargs="*", default=["auto"], help="of tail.reader")
-    parser.add_argument("--tls", action="store_true", help="read MySQL by TLS")
-    parser.add_argument("--against", type=Path, help="another checkout, measured in turn with this one")
-    parser.add_argument("--against-modes", nargs="*", default=["status"], help="of the other checkout; '' for its own")
-    parser.add_argument("--mysql", help="URL of a MySQL to use; its user must be able to create databases")
-    parser.add_argument("--kafka", help="host:port of a Kafka to use")
-    return parser.parse_args()
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("what", nargs="*", help=f"which scenarios; all unless given: {', '.join(SCENARIOS)}")
+    add("--full", action="store_true", help="the sizes of docs/performance.md, more than an hour")
+    add("--out", type=Path, metavar="FILE.json", help="save the figures there, and as .csv beside it")
+    add("--repeat", type=int, help="runs of each")
+    add("--rows", type=int, help="rows of catchup, profile and duplicates")
+    add("--rows-each", type=int, nargs="+", help="rows of a transaction")
+    add("--rates", type=int, nargs="+", help="rows/s of latency")
+    add("--seconds", type=float, help="of each rate")
+    add("--modes", nargs="+", choices=["none", "lazy", "status"], help="of writeback.mode")
+    add("--readers", nargs="+", choices=["auto", "wire", "library"], help="of tail.reader")
+    add("--tls", nargs="+", choices=["off", "on"], help="whether MySQL is read by TLS")
+    add("--foreign-mb", type=int, help="MB of binlog in foreign, 2 %% of it the outbox's")
+    add("--backlog", type=int, nargs="+", help="rows waiting in backlog")
+    add("--minutes", type=float, help="of soak")
+    add("--peer-rows", type=int, help="rows for the slow ones in comparison")
+    add("--against", type=Path, help="another checkout, measured in turn with this one in catchup and latency")
+    add("--against-modes", nargs="*", default=["status"], help="of the other checkout; '' where it has none")
+    add("--mysql", help="URL of a MySQL to use; its user must have every privilege")
+    add("--kafka", help="host:port of a Kafka to use")
+    return parser
 
 
-def _variants(arguments: argparse.Namespace) -> list[Variant]:
-    found = [
-        Variant(f"{mode}, {reader}", {"CDC_WRITEBACK__MODE": mode, "CDC_TAIL__READER": reader}, None)
-        for mode in arguments.modes
-        for reader in arguments.readers
-    ]
-    if arguments.against:
-        found += [
-            Variant(
-                f"{mode or 'status'}, other checkout", {"CDC_WRITEBACK__MODE": mode} if mode else {}, arguments.against
-            )
-            for mode in arguments.against_modes
-        ]
-    return found
+def sizes(arguments: argparse.Namespace) -> Sizes:
+    """Those of --full or of the short form, with what was given in their place."""
+    given: dict[str, Any] = {}
+    for each in fields(Sizes):
+        value = getattr(arguments, each.name)
+        if value is not None:
+            given[each.name] = tuple(value) if isinstance(value, list) else value
+    return replace(FULL if arguments.full else Sizes(), **given)
 
 
-def _catch_up(found: Servers, arguments: argparse.Namespace) -> None:
-    for rows_each in arguments.rows_each:
-        print(f"\ncatch-up, {arguments.rows:,} rows, {rows_each} a transaction; median (lowest … highest)", flush=True)
-        filled = FilledOutbox(found, rows=arguments.rows, rows_each=rows_each, tls=arguments.tls)
-        variants = _variants(arguments)
-        results: dict[str, list[CatchUp]] = {variant.name: [] for variant in variants}
-        for _ in range(arguments.repeat):  # in turn, so that a busy minute hits all alike
-            for variant in variants:
-                marks = variant.settings.get("CDC_WRITEBACK__MODE") != "none"
-                results[variant.name].append(filled.run(variant, marks=marks))
-        for name, runs in results.items():
-            print(
-                f"  {name:24} {_spread([run.rows_per_s / 1000 for run in runs], 'k rows/s')}"
-                f"  {_spread([run.cpu_us for run in runs], 'µs CPU/row')}"
-                f"  first {_spread([run.first_s for run in runs], 's', 2)}"
-                f"  {_spread([run.peak_mib for run in runs], 'MiB', 0)}"
-                f"  all marked {_spread([run.settled_s for run in runs], 's', 1)}",
-                flush=True,
-            )
-        filled.drop()
-
-
-def _spread(values: list[float], unit: str, digits: int = 1) -> str:
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} … {max(values):.{digits}f}) {unit}"
-
-
-def _latency(found: Servers, arguments: argparse.Namespace) -> None:
-    for rate in arguments.rates:
-        print(f"\ncommit known to the application → record at a consumer, {rate:,} rows/s; medians of runs", flush=True)
-        for variant in _variants(arguments):
-            runs = [
-                latency.measure(found, variant, rows_per_second=rate, seconds=arguments.seconds)
-                for _ in range(arguments.repeat)
-            ]
-            print(
-                f"  {variant.name:24} p50 {_spread([run.p50 for run in runs], 'ms', 2)}"
-                f"  p99 {_spread([run.p99 for run in runs], 'ms', 2)}"
-                f"  highest {_spread([run.highest for run in runs], 'ms')}",
-                flush=True,
-            )
-
-
-def _profile(found: Servers, arguments: argparse.Namespace) -> None:
-    for rows_each in arguments.rows_each:
-        print(f"\nCPU for a row by step, {arguments.rows:,} rows, {rows_each} a transaction", flush=True)
-        for step, microseconds in profile.by_step(found, rows=arguments.rows, rows_each=rows_each):
-            print(f"  {step:28} {microseconds:6.2f} µs", flush=True)
+def _plot(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks plot", description="Draw saved figures, one SVG a scenario."
+    )
+    parser.add_argument("results", type=Path, help="what --out has written")
+    parser.add_argument("--into", type=Path, help="the folder; that of the results unless given")
+    arguments = parser.parse_args(argv)
+    if not arguments.results.exists():
+        parser.error(f"{arguments.results} does not exist; --out FILE.json writes such a file")
+    for path in results.plot(arguments.results, arguments.into or arguments.results.parent):
+        print(path)
 
 
 if __name__ == "__main__":

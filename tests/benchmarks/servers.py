@@ -1,58 +1,42 @@
-"""The servers that are measured on, and what they ran on."""
+"""The servers that are measured on."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
+from sqlalchemy import make_url
+
+from cdc_relay.config import Settings, load
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 
-PARTITIONS = 6
-
 #: A binlog that is filled fast, and a table that fits in memory: the server is not what is measured.
-_MYSQL = {
+_MYSQL: dict[str, str | int | bool | None] = {
     "sync_binlog": 0,
     "innodb_flush_log_at_trx_commit": 0,
     "innodb_buffer_pool_size": "1G",
     "loose_innodb_redo_log_capacity": "1G",
     "binlog_cache_size": "1M",
 }
-_KAFKA: dict[str, str | int] = {"num.partitions": PARTITIONS, "log.segment.bytes": 256 * 2**20}
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Where MySQL and Kafka are."""
-
-    mysql_url: str
-    bootstrap_servers: str
+_KAFKA: dict[str, str | int] = {"log.segment.bytes": 256 * 2**20}
 
 
 @contextmanager
-def servers(mysql_url: str | None = None, bootstrap_servers: str | None = None) -> Iterator[Servers]:
-    """Those given, and throwaway ones for those that are not."""
+def servers(mysql_url: str | None = None, bootstrap_servers: str | None = None) -> Iterator[Settings]:
+    """Settings for those given, and for throwaway ones where none is given; without TLS."""
     with ExitStack() as stack:
         if mysql_url is None:
             mysql_url = stack.enter_context(MysqlServer(flavour="mysql", options=_MYSQL)).url
         if bootstrap_servers is None:
             bootstrap_servers = stack.enter_context(KafkaBroker(tuned=True, options=_KAFKA)).bootstrap_servers
-        yield Servers(mysql_url, bootstrap_servers)
+        # PyMySQL uses TLS wherever the server has it.
+        url = make_url(mysql_url).update_query_dict({"ssl_disabled": "true"}).render_as_string(hide_password=False)
+        yield load({"database.url": url, "kafka.bootstrap_servers": bootstrap_servers}, environ={})
 
 
-def machine() -> str:
-    """One line on the machine."""
-    model = "unknown processor"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(": ")[2] if names else model
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return (
-        f"{os.cpu_count()} × {model}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}; load before: {load}"
-    )
+def with_tls(settings: Settings) -> Settings:
+    """The same with TLS to MySQL."""
+    url = settings.database.parsed.difference_update_query(["ssl_disabled"])
+    database = settings.database.model_copy(update={"url": url.render_as_string(hide_password=False)})
+    return settings.model_copy(update={"database": database})
