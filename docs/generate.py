@@ -5,6 +5,7 @@ A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end of N
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,11 +16,15 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from cdc_relay.bench.figures import Figure, scenarios
 from cdc_relay.config import Settings
 from cdc_relay.metrics import RelayMetrics
 from consumer.metrics import ConsumerMetrics
 
 DOCS = Path(__file__).parent
+
+#: What the figures depend on most, beside the machine.
+FACTS = ("mysql", "kafka", "python", "cdc-relay", "librdkafka", "load before")
 
 
 def settings() -> Iterator[tuple[str, str, str, str]]:
@@ -59,7 +64,32 @@ def metrics_table(which: Literal["relay", "consumer"]) -> str:
     return _table(("metric", "type", "what it tells"), sorted(rows))
 
 
+def figures() -> str:
+    """The results of the documented set of benchmarks, a drawing and a table a scenario; nothing before the first."""
+    path = DOCS / "benchmarks/results.json"
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text("utf-8"))
+    measured = [Figure.from_plain(each) for each in content["figures"]]
+    facts = ", ".join(f"{name} {content['facts'][name]}" for name in FACTS if name in content["facts"])
+    parts = [f"Taken {content['facts']['taken at']} on {content['facts']['machine']}; {facts}."]
+    for scenario in scenarios(measured):
+        own = [each for each in measured if each.scenario == scenario]
+        drawing = f"{scenario.replace(' ', '-')}.svg"
+        parts.append(f"### {scenario.capitalize()}")
+        if (path.parent / drawing).exists():
+            parts.append(f"![{scenario}](benchmarks/{drawing})")
+        metrics = list(dict.fromkeys(f"{each.metric}, {each.unit}" for each in own))
+        cells: dict[tuple[str, str], dict[str, str]] = {}
+        for each in own:
+            cells.setdefault((each.case, each.variant), {})[f"{each.metric}, {each.unit}"] = each.spread
+        rows = ((*key, *(values.get(metric, "") for metric in metrics)) for key, values in cells.items())
+        parts.append(_table(("with", "by", *metrics), rows))
+    return "\n\n".join(parts)
+
+
 PARTS = {
+    "figures": figures,
     "settings": settings_table,
     "relay metrics": lambda: metrics_table("relay"),
     "consumer metrics": lambda: metrics_table("consumer"),

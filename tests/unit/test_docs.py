@@ -16,8 +16,10 @@ import typer.main
 
 import consumer.cli
 from cdc_relay import errors
+from cdc_relay.bench.figures import Figure
 from cdc_relay.commands import app
 from cdc_relay.config import load
+from tests.benchmarks import results
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,6 +106,32 @@ def test_every_setting_is_told_with_what_it_is_for(generate: ModuleType) -> None
         assert f"| `{name}` | `{generate.environment_name(name)}` |" in page
         assert takes, name
         assert meaning, f"{name} has no description in config.py"
+
+
+def test_figures_become_tables_with_drawings(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    assert generate.figures() == ""
+    figures = [
+        Figure("foreign binlog", "2 MB", "relay", "throughput", "rows/s", (40_000.0, 36_000.0, 44_000.0)),
+        Figure("foreign binlog", "2 MB", "peer", "p99", "ms", (5.0,)),
+    ]
+    facts = {"taken at": "2026-01-01 00:00 UTC", "machine": "2 × some processor", "mysql": "9.7"}
+    results.save(tmp_path / "benchmarks/results.json", facts, figures)
+    results.plot(tmp_path / "benchmarks/results.json", tmp_path / "benchmarks")
+    assert generate.figures().split("\n") == [
+        "Taken 2026-01-01 00:00 UTC on 2 × some processor; mysql 9.7.",
+        "",
+        "### Foreign binlog",
+        "",
+        "![foreign binlog](benchmarks/foreign-binlog.svg)",
+        "",
+        "| with | by | throughput, rows/s | p99, ms |",
+        "| --- | --- | --- | --- |",
+        "| 2 MB | relay | 40,000 (36,000 … 44,000) |  |",
+        "| 2 MB | peer |  | 5 |",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
