@@ -44,6 +44,9 @@ T = TypeVar("T")
 #: How often a transaction is begun anew at once when somebody else holds its rows.
 _CONTENDED_TRIES = 6
 
+#: How long the first sweep of a session leaves processor and server to the tailer.
+_TAILER_FIRST_S = 0.25
+
 #: The longest pause between sweeps, in intervals.
 _LONGEST_SWEEP_PAUSE = 10
 
@@ -257,6 +260,9 @@ class Session:
             redeliver_published_after_s=settings.sweep.redeliver_published_after_s,
             marks_tailed=settings.writeback.mode != "none",
         )
+        if self._source is not None:
+            # What the tailer brings has never been tried yet; what is due can wait for a moment.
+            self._intake_stopped.wait(min(_TAILER_FIRST_S, settings.sweep.interval_s))
         while not self._intake_stopped.is_set():
             began = time.monotonic()
             try:
