@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 
 from cdc_relay.errors import ConfigurationError
 from cdc_relay.masking import mask, mask_text
+from cdc_relay.outbox.parking import Ordering
 
 #: Where the relay listens for its operators when ``admin.port`` is unset.
 RELAY_ADMIN_PORT = 9464
@@ -190,6 +191,30 @@ class RetrySettings(_Section):
         return self
 
 
+class OrderingSettings(_Section):
+    """Order per message_key; both programs must be told the same."""
+
+    mode: Literal["key", "none"] = Field(
+        "key", description="key: behind a row that waits for its next attempt its key waits; none: nobody waits"
+    )
+    on_dead: Literal["skip", "block"] = Field(
+        "skip", description="skip: later rows of its key go on; block: they wait until it is requeued or discarded"
+    )
+
+    @model_validator(mode="after")
+    def _blocks_what_waits(self) -> OrderingSettings:
+        if self.mode == "none" and self.on_dead == "block":
+            raise ValueError("on_dead = block needs mode = key: without an order nobody waits for a dead row")
+        return self
+
+    @property
+    def rule(self) -> Ordering:
+        """Both settings in one."""
+        if self.mode == "none":
+            return Ordering.NONE
+        return Ordering.BLOCK_ON_DEAD if self.on_dead == "block" else Ordering.SKIP_DEAD
+
+
 class WritebackSettings(_Section):
     """Writing `published` back to the table."""
 
@@ -252,6 +277,7 @@ class Settings(_Section):
     tail: TailSettings = TailSettings()
     sweep: SweepSettings = SweepSettings()
     retry: RetrySettings = RetrySettings()
+    ordering: OrderingSettings = OrderingSettings()
     writeback: WritebackSettings = WritebackSettings()
     consumer: ConsumerSettings = ConsumerSettings()
     admin: AdminSettings = AdminSettings()

@@ -44,12 +44,18 @@ class RelayMetrics:
         )
         self.rows_parked = Counter(
             "cdc_relay_rows_parked_total",
-            "Rows left in the table because an earlier row of their message_key awaits a retry.",
+            "Rows left in the table because an earlier row of their message_key awaits a retry or blocks it.",
             registry=registry,
         )
         self.parked_keys = Gauge(
             "cdc_relay_parked_keys",
-            "Values of message_key that are held back now because an earlier row of theirs awaits a retry.",
+            "Values of message_key that are held back now: an earlier row of theirs awaits a retry or blocks them.",
+            registry=registry,
+        )
+        self.blocked_keys = Gauge(
+            "cdc_relay_blocked_keys",
+            "Values of message_key that a dead row holds back until somebody requeues or discards it; 0 under "
+            "ordering.on_dead = skip.",
             registry=registry,
         )
         self.binlog_events_unsupported = Counter(

@@ -88,7 +88,7 @@ class RelayService:
         self._session: Session | None = None
         self._role = "starting"
         statements = OutboxStatements(settings.database.table)
-        parking = SharedParking()
+        parking = SharedParking(settings.ordering.rule)
         self._parts = Parts(
             settings=settings,
             transaction=lambda: self._leadership.transaction(self._engine),
@@ -362,5 +362,6 @@ class RelayService:
                 "position": str(session.watermark.position),
                 "rows in flight": session.watermark.in_flight_rows,
                 "keys held back": self._parts.parking.keys,
+                "keys held back by a dead row": self._parts.parking.blocked_keys,
             }
         return state

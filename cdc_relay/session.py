@@ -7,6 +7,7 @@ acknowledged by then is written first, so that a lost connection makes no duplic
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +22,19 @@ from cdc_relay.acknowledged import Acknowledged, AcknowledgedFile
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
 from cdc_relay.binlog.server import head, server_binlog
+from cdc_relay.cautious import FRAME_BYTES, CautiousPublisher
 from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
+from cdc_relay.delivery import Publisher
 from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.clock import DatabaseClock
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.parked_rows import refill
 from cdc_relay.parking import SharedParking
 from cdc_relay.reconcile import PendingRows, ServerBinlog, Start, bytes_between
 from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress
@@ -101,6 +106,12 @@ class Session:
         """
         self._parts = parts
         self._publisher = publisher
+        self._sender: Publisher = publisher
+        self._safe_bytes = math.inf
+        if parts.parking.ordering is Ordering.BLOCK_ON_DEAD:
+            # Batches are never larger than what any topic takes.
+            self._safe_bytes = publisher.batch_bytes - FRAME_BYTES
+            self._sender = CautiousPublisher(publisher, parts.parking, safe_bytes=self._safe_bytes)
         self._binlog = binlog
         self._start = start
         self._sweep = sweep
@@ -153,7 +164,7 @@ class Session:
             file_created_at=file_created_at,
             committed_at=self.watermark.committed_at,
             written_at=time.time(),
-            parked=bool(self._parts.parking),
+            parked=self._parts.parking.must_be_refilled,
         )
 
     def tail_progress(self) -> TailProgress:
@@ -184,14 +195,11 @@ class Session:
     def _tail(self) -> None:
         assert self._source is not None
         parts = self._parts
-        if self._start.parked:
-            with parts.transaction() as connection:
-                for row_id, key in parts.statements.held_rows(connection):
-                    parts.parking.hold(key, row_id)
+        refill(parts.parking, parts.transaction, parts.statements, held=self._start.parked)
         tailer = Tailer(
             self._source,
             lambda: PendingRows(parts.transaction, parts.statements),
-            self._publisher,
+            self._sender,
             self.watermark,
             parts.parking,
             self._look_up,
@@ -246,7 +254,7 @@ class Session:
         sweeper = Sweeper(
             self._parts.transaction,
             self._parts.statements,
-            self._publisher,
+            self._sender,
             self._parts.parking,
             self._parts.metrics,
             head=self._head,
@@ -259,6 +267,7 @@ class Session:
             lease_s=settings.sweep.lease_s,
             redeliver_published_after_s=settings.sweep.redeliver_published_after_s,
             marks_tailed=settings.writeback.mode != "none",
+            safe_bytes=self._safe_bytes,
         )
         if self._source is not None:
             # What the tailer brings has never been tried yet; what is due can wait for a moment.

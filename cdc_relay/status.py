@@ -24,6 +24,7 @@ from cdc_relay.errors import CheckpointError, ConfigurationError, DatabaseError
 from cdc_relay.lease import lock_names
 from cdc_relay.outbox.clock import from_column, utc_now
 from cdc_relay.outbox.database import make_engine, transaction, translated
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.outbox.status import Status
 from cdc_relay.reconcile import ServerBinlog, bytes_between
@@ -91,6 +92,10 @@ class RelayStatus:
     lag_seconds: float | None
     locks: list[LockHolder]
     reader: ReaderState | None
+    blocked_keys: int = 0
+    """Values of message_key that wait for an operator's decision on a dead row (``ordering.on_dead = block``)."""
+    blocked_by: list[int] = field(default_factory=list)
+    """The dead rows that hold them back."""
     unknown: dict[str, str] = field(default_factory=dict)
     """What could not be told, and why."""
 
@@ -112,6 +117,9 @@ def look(settings: Settings) -> RelayStatus:
             found = statements.count_by_status(connection)
             rows = {status.value: found.pop(status.value, 0) for status in Status} | found
             oldest = _oldest(connection, statements, settings)
+            blocking = []
+            if settings.ordering.rule is Ordering.BLOCK_ON_DEAD:
+                blocking = [row for row in statements.blocking_dead(connection) if row.message_key]
             locks = [_holder(connection, name) for name in lock_names(settings.name, tail=True, sweep=True)]
             binlog = _told("binlog", unknown, lambda: server_binlog(connection))
     finally:
@@ -129,6 +137,8 @@ def look(settings: Settings) -> RelayStatus:
         lag_seconds,
         locks,
         _told("reader", unknown, lambda: _reader(settings)),
+        len({row.message_key for row in blocking}),
+        sorted(row.id for row in blocking),
         unknown,
     )
 

@@ -8,6 +8,8 @@ before it; then the watermark was found at or beyond that head. What is still pe
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,13 +25,15 @@ from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.clock import due_bound, to_column
 from cdc_relay.outbox.envelope import encode
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements, PendingRow
+from cdc_relay.parked_rows import ParkedRows
 from cdc_relay.parking import SharedParking
 
 log = get_logger(__name__)
 
-#: Due rows looked at in one run; the next run goes on with what is left.
+#: Due rows looked at in one run, without those that are known to be held back; the next run goes on with what is left.
 _SCAN_ROWS = 10_000
 
 #: Payload bytes read and sent together.
@@ -92,12 +96,14 @@ class Sweeper:
         lease_s: float,
         redeliver_published_after_s: float = 0.0,
         marks_tailed: bool = True,
+        safe_bytes: float = math.inf,
     ) -> None:
         """``head`` asks the server where its binlog ends now. ``complete`` is ``StatusWriter.complete``.
 
         While a page waits for Kafka its leases are renewed by ``now``, until ``stopping`` says so.
         ``redeliver_published_after_s``: 0 for never. Without ``marks_tailed`` the tailer's rows stay pending until a
         consumer marks them; those that are pending so long after they were written are sent again, and marked.
+        A row larger than ``safe_bytes`` may be refused by Kafka, so nothing of its key is sent right behind it.
         """
         self._transaction = transaction
         self._statements = statements
@@ -115,8 +121,11 @@ class Sweeper:
         self._redeliver_after_s = redeliver_published_after_s
         self._redeliver_at = datetime.min.replace(tzinfo=UTC)
         self._awaited: _Awaited | None = None
-        self._gone: set[int] = set()
+        self._parked_rows = ParkedRows(parking, transaction, statements)
         self._marks_tailed = marks_tailed
+        self._safe_bytes = safe_bytes
+        self._keeps_order = parking.ordering is not Ordering.NONE
+        self._dead_block = parking.ordering is Ordering.BLOCK_ON_DEAD
 
     def run_once(self, now: datetime) -> SweepCounts:
         """Send what is due at ``now`` and wait until its statuses are written.
@@ -124,21 +133,18 @@ class Sweeper:
         Raises DatabaseUnavailable, KafkaUnavailable or ProducerFatal; leased rows come back when their lease ends.
         """
         due = due_bound(now, self._zone)
-        self._heal_parking()
+        self._parked_rows.look()
+        self._metrics.parked_keys.set(self._parking.keys)
+        self._metrics.blocked_keys.set(self._parking.blocked_keys)
         redelivering = self._put_back_unconsumed(now)
-        with self._transaction() as connection:
-            waiting = self._statements.waiting(connection, due, _SCAN_ROWS)
-            if self._marks_tailed:
-                found = self._statements.due(connection, due, _SCAN_ROWS)
-            else:
-                sent_bound = due_bound(now - timedelta(seconds=self._redeliver_after_s), self._zone)
-                found = self._statements.due_unmarked(connection, due, sent_bound, _SCAN_ROWS)
-        ours, left = self._without_the_tailers(found)
         lowest_waiting: dict[bytes, int] = {}
-        for row_id, key in waiting:
-            if key:
-                lowest_waiting.setdefault(key, row_id)
-        sent = held_back = postponed = 0
+        with self._transaction() as connection:
+            if self._keeps_order:
+                for row_id, key in self._statements.waiting(connection, due, _SCAN_ROWS):
+                    lowest_waiting.setdefault(key, row_id)
+            found, held_back = self._look(connection, now, due)
+        ours, left = self._without_the_tailers(found)
+        sent = postponed = 0
         left_behind: set[bytes] = set()
         for page in _pages(ours, self._batch_rows):
             if self._stopping():
@@ -150,8 +156,31 @@ class Sweeper:
         self._metrics.sweep_rows.labels(outcome="held_back").inc(held_back)
         # At once while keys are held back: rows that come meanwhile are held back too, and the faster they are sent the
         # sooner a busy key is the tailer's again.
-        more = sent > 0 and (postponed > 0 or bool(self._parking) or len(found) == _SCAN_ROWS or redelivering)
+        draining = self._parking.keys > self._parking.blocked_keys
+        more = sent > 0 and (postponed > 0 or draining or len(found) >= _SCAN_ROWS or redelivering)
         return SweepCounts(sent, held_back, left, more)
+
+    def _look(self, connection: Connection, now: datetime, due: datetime) -> tuple[list[PendingRow], int]:
+        """The due rows that may be sent now, and how many cannot: they are known to wait behind a row that is not due.
+
+        The latter may be many, and stay so for long, when their key waits for an operator: they cost no more than a
+        look at the index, and take no room from others.
+        """
+        sent_bound = due_bound(now - timedelta(seconds=self._redeliver_after_s), self._zone)
+        found: list[PendingRow] = []
+        stuck = after = 0
+        while len(found) < _SCAN_ROWS:
+            if self._marks_tailed:
+                page = self._statements.due(connection, due, _SCAN_ROWS, after)
+            else:
+                page = self._statements.due_unmarked(connection, due, sent_bound, _SCAN_ROWS, after)
+            waiting = self._parking.stuck([row.id for row in page])
+            found += [row for row in page if row.id not in waiting]
+            stuck += len(waiting)
+            if len(page) < _SCAN_ROWS:
+                break
+            after = page[-1].id
+        return found, stuck
 
     def _without_the_tailers(self, found: list[PendingRow]) -> tuple[list[PendingRow], int]:
         """The rows that are the sweep's, and how many are the tailer's."""
@@ -188,27 +217,37 @@ class Sweeper:
         rows: list[OutboxRow] = []
         going: set[int] = set()
         held_back = postponed = 0
-        tried_again: set[bytes] = set()
+        alone: set[bytes] = set()
+        without_a_note: defaultdict[int, list[int]] = defaultdict(list)
+        dead = self._parking.dead
         with self._transaction() as connection:
             found = self._statements.lock_due(connection, [row.id for row in page], due)
-            parked = self._statements.behind_published(connection, [row.id for row in found if row.held])
+            held = [row.id for row in found if row.held and self._keeps_order]
+            parked = self._statements.behind_published(connection, held) if held else set()
+            requeued = self._statements.requeued(connection, held) if held and self._dead_block else set()
             for row in found:
-                key = row.message_key
+                key = row.message_key if self._keeps_order else b""
                 if row.id in parked:
                     held_back += 1
-                elif key in tried_again:
+                elif key in alone:
                     postponed += 1  # the row before it may fail again
                     left_behind.add(key)
-                elif self._is_blocked(row, lowest_waiting, going):
+                elif (ahead := self._blocked_by(key, row.id, lowest_waiting, going)) is not None:
                     held_back += 1
                     left_behind.add(key)
+                    if ahead in dead:  # for long, perhaps: the next look passes over it
+                        self._parking.hold(key, row.id)
+                    if not row.held:
+                        without_a_note[ahead].append(row.id)
                 elif key in left_behind:
                     postponed += 1
                 else:
                     rows.append(row)
                     going.add(row.id)
-                    if key and row.retry_count > 0:
-                        tried_again.add(key)
+                    if key and (row.retry_count > 0 or row.id in requeued or row.size > self._safe_bytes):
+                        alone.add(key)
+            for ahead, ids in without_a_note.items():
+                self._statements.hold_back(connection, ids, ahead, to_column(self._now(), self._zone))
             if rows:
                 self._lease(connection, rows)
         if rows:
@@ -230,8 +269,7 @@ class Sweeper:
                 delivery.send(row.id, encode(row, self._zone))
                 going.add(row.id)
             except RowError as reason:
-                if reason.retriable:
-                    self._parking.hold(row.message_key, row.id)
+                self._parking.refused(row.message_key, row.id, reason)
                 delivery.failed[row.id] = reason
         delivery.close()
         renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
@@ -241,13 +279,15 @@ class Sweeper:
                     self._lease(connection, rows)
                 renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
 
-    def _is_blocked(self, row: OutboxRow, lowest_waiting: dict[bytes, int], going: Container[int]) -> bool:
-        if not row.message_key:
-            return False
-        waiting = lowest_waiting.get(row.message_key)
-        if waiting is not None and waiting < row.id:
-            return True
-        return self._parking.blocked_by(row.message_key, row.id, going) is not None
+    def _blocked_by(
+        self, key: bytes, row_id: int, lowest_waiting: dict[bytes, int], going: Container[int]
+    ) -> int | None:
+        if not key:
+            return None
+        waiting = lowest_waiting.get(key)
+        if waiting is not None and waiting < row_id:
+            return waiting
+        return self._parking.blocked_by(key, row_id, going)
 
     def _lease(self, connection: Connection, rows: Iterable[OutboxRow]) -> None:
         now = self._now()
@@ -279,17 +319,6 @@ class Sweeper:
             return True
         self._redeliver_at = now + timedelta(seconds=min(_LOOK_FOR_UNCONSUMED_S, self._redeliver_after_s / 4))
         return False
-
-    def _heal_parking(self) -> None:
-        """An operator, or another program, may have ended a row that holds its key back."""
-        waiting = self._parking.waiting(_SCAN_ROWS)
-        gone: set[int] = set()
-        if waiting:
-            with self._transaction() as connection:
-                gone = set(waiting) - self._statements.still_pending(connection, waiting)
-            # Seen twice: a row that the tailer holds stands in the binlog a moment before the table shows it to others.
-            self._parking.release(gone & self._gone)
-        self._gone = gone
 
 
 def _pages(rows: list[PendingRow], batch_rows: int) -> Iterator[list[PendingRow]]:

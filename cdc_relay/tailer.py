@@ -230,8 +230,7 @@ class Tailer:
         try:
             delivery.send(row.id, self._encode(row))
         except RowError as reason:
-            if reason.retriable:  # later rows of the key, which may follow at once, wait for it
-                self._parking.hold(row.message_key, row.id)
+            self._parking.refused(row.message_key, row.id, reason)
             delivery.failed[row.id] = reason
 
     def _is_ours(self, row: OutboxRow, due: datetime) -> bool:

@@ -110,7 +110,7 @@ class StatusWriter:
         if not batch:
             return 0
         wall = to_column(now, self._zone)
-        dead: dict[int, RowError] = {}
+        dead: list[tuple[bytes, int]] = []
         held: list[tuple[bytes, int]] = []
         marked = [delivery for delivery in batch if self._marks_tailed or delivery.path != "tail"]
         if marked or any(delivery.failed or delivery.parked for delivery in batch):
@@ -125,11 +125,12 @@ class StatusWriter:
         # Committed. Keys are held before their rows leave the watermark, and released after they are safe.
         for key, row_id in held:
             self._parking.hold(key, row_id)
+        for key, row_id in dead:
+            self._parking.died(key, row_id)
         for delivery in batch:
             self._parking.release(delivery.published)
             self._metrics.rows_published.labels(path=delivery.path).inc(len(delivery.published))
             delivery.settle()
-        self._parking.release(dead)
         self._metrics.rows_dead.inc(len(dead))
         self._metrics.parked_keys.set(self._parking.keys)
         return sum(len(delivery.sent) for delivery in batch)
@@ -182,7 +183,7 @@ class StatusWriter:
         row_id: int,
         reason: RowError,
         now: datetime,
-        dead: dict[int, RowError],
+        dead: list[tuple[bytes, int]],
         held: list[tuple[bytes, int]],
     ) -> None:
         row = self._statements.lock_rows(connection, [row_id]).get(row_id)
@@ -198,12 +199,11 @@ class StatusWriter:
             # Someone newer has decided on the row, or we have: the answer to the last commit may have been lost.
             if row.status == Status.PENDING:
                 held.append((row.message_key, row_id))
+            elif row.status == Status.DEAD:
+                dead.append((row.message_key, row_id))
             return
         self._metrics.rows_failed.labels(kind=type(reason).__name__).inc()
-        if attempt.at is None:
-            dead[row_id] = reason
-        else:
-            held.append((row.message_key, row_id))
+        (dead if attempt.at is None else held).append((row.message_key, row_id))
 
     def _write_parked(self, connection: Connection, batch: list[Delivery], wall: datetime) -> None:
         behind: defaultdict[int, list[int]] = defaultdict(list)

@@ -58,7 +58,7 @@ class ConsumerMetrics:
         )
         self.parked_keys = Gauge(
             "cdc_consumer_parked_keys",
-            "Values of message_key that are held back because an earlier row of theirs awaits a retry.",
+            "Values of message_key that are held back now: an earlier row of theirs awaits a retry or blocks them.",
             registry=registry,
         )
         self.database_retries = Counter(

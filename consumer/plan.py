@@ -61,6 +61,8 @@ class Plan:
     """No such row: deleted, or never one of this table."""
     finished: list[LockedRow] = field(default_factory=list)
     """Consumed or dead before: nothing is written."""
+    blocking: list[LockedRow] = field(default_factory=list)
+    """Dead before, and their keys wait for an operator: nothing is written."""
     repeated: int = 0
     """Records whose row this batch has met before."""
 
@@ -70,7 +72,7 @@ class Plan:
         return Counter(
             {
                 Outcome.CONSUMED: sum(map(len, self.events.values())),
-                Outcome.DUPLICATE: len(self.finished) + len(self.waiting) + self.repeated,
+                Outcome.DUPLICATE: sum(map(len, (self.finished, self.blocking, self.waiting))) + self.repeated,
                 Outcome.FAILED: len(self.failures) - dead,
                 Outcome.PARKED: sum(map(len, self.parked.values())),
                 Outcome.DEAD: dead,
@@ -85,8 +87,8 @@ class Plan:
             for event in events:
                 parking.release(event.row.message_key, event.row.id)
         for failure in self.failures:
-            (parking.release if failure.attempt.at is None else parking.hold)(failure.row.message_key, failure.row.id)
-        for rows in (*self.parked.values(), self.waiting):
+            (parking.died if failure.attempt.at is None else parking.hold)(failure.row.message_key, failure.row.id)
+        for rows in (*self.parked.values(), self.waiting, self.blocking):
             for row in rows:
                 parking.hold(row.message_key, row.id)
 
@@ -104,19 +106,21 @@ def make_plan(
 
     ``rows``: the locked rows by id. ``parking``: as it was before the batch; not changed. ``still_open``: the ids held
     in it, other than ``rows``, that may block a row of the batch, with the time of their next attempt where they have
-    one; ids that are missing here no longer block. ``refused``: what earlier attempts at this batch have found out.
-    ``next_attempt``: what one more failure makes of a row. ``soon``: the next attempt of a row that waits for one that
-    is on its way and has no time.
+    one; ids that are missing here no longer block. Dead ids block where dead rows do, also those of ``rows``.
+    ``refused``: what earlier attempts at this batch have found out. ``next_attempt``: what one more failure makes of a
+    row. ``soon``: the next attempt of a row that waits for one that is on its way, or dead, and has no time.
     """
     plan = Plan()
-    here = Parking()  # what this batch itself puts back
+    here = Parking(parking.ordering)  # what this batch itself puts back
     due: dict[int, datetime] = {}  # the next attempts of those
     seen: set[int] = set()
 
     def waits(row_id: int) -> bool:
         """Whether an id held before the batch still waits; those met already are in ``here`` if they do."""
         row = rows.get(row_id)
-        return row_id in still_open if row is None else row.is_open and row_id not in seen
+        if row is None or row.is_dead:
+            return row_id in still_open
+        return row.is_open and row_id not in seen
 
     def blocked_by(row: LockedRow) -> int | None:
         """The lowest id of the key that waits ahead of ``row``, also by what the batch has decided so far."""
@@ -136,13 +140,18 @@ def make_plan(
         blocker = blocked_by(row) if parking or here else None
         seen.add(row.id)
         if not row.is_open:
-            plan.finished.append(row)
+            if row.id in still_open:
+                plan.blocking.append(row)
+                here.hold(row.message_key, row.id)
+            else:
+                plan.finished.append(row)
         elif row.is_scheduled:
             plan.waiting.append(row)
             here.hold(row.message_key, row.id)
             due[row.id] = row.next_retry_at or soon
         elif isinstance(error, PoisonRow):  # it has no effect whose order could matter
             plan.failures.append(Failure(row, NextAttempt(row.retry_count + 1, None), str(error)))
+            here.died(row.message_key, row.id)
         elif blocker is not None:
             at = due.get(blocker) or still_open.get(blocker) or soon
             plan.parked.setdefault((blocker, at), []).append(row)
@@ -151,7 +160,9 @@ def make_plan(
         elif error is not None:
             failure = Failure(row, next_attempt(row), str(error))
             plan.failures.append(failure)
-            if failure.attempt.at is not None:
+            if failure.attempt.at is None:
+                here.died(row.message_key, row.id)
+            else:
                 here.hold(row.message_key, row.id)
                 due[row.id] = failure.attempt.at
         else:

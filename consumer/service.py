@@ -156,6 +156,7 @@ class Service:
                 ride_out=ride_out_with(self.stop, self._metrics.outage),
                 backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
                 zone=settings.database.zone,
+                ordering=settings.ordering.rule,
                 clock=self._clock,
                 on_turn=on_turn,
             )

@@ -19,7 +19,7 @@ from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
 from cdc_relay.outbox.clock import to_column, utc_now
 from cdc_relay.outbox.envelope import MalformedEnvelope, decode
-from cdc_relay.outbox.parking import Parking
+from cdc_relay.outbox.parking import Ordering, Parking
 from cdc_relay.outbox.row import LockedRow
 from consumer.delivery import DeadLetter, Delivery, KafkaRecord, NoRow, Partition
 from consumer.plan import Counts, Outcome, Plan, make_plan
@@ -63,6 +63,7 @@ class Worker:
         ride_out: RideOut,
         backoff: Backoff,
         zone: tzinfo,
+        ordering: Ordering = Ordering.SKIP_DEAD,
         clock: Clock = utc_now,
         on_turn: Callable[[Counts, float, int], None] = lambda counts, seconds, parked_keys: None,
     ) -> None:
@@ -77,7 +78,7 @@ class Worker:
         self._zone = zone
         self._clock = clock
         self._on_turn = on_turn
-        self._parking = Parking()
+        self._parking = Parking(ordering)
         self._parking_is_of = 0
 
     def run(self, stop: StopFlag) -> None:
@@ -222,24 +223,32 @@ class Worker:
     def _refill_parking(self, now: Clock) -> None:
         """Learn from the table what others have put back, when partitions have come since the last time."""
         assignments = self._source.assignments
-        if assignments == self._parking_is_of:
+        if assignments == self._parking_is_of or self._parking.ordering is Ordering.NONE:
             return
         with self._unit_of_work(now()) as work:
             self._parking.clear()
             for waiting in work.outbox.unsettled(work.connection):
                 self._parking.hold(waiting.message_key, waiting.id)
+            if self._parking.ordering is Ordering.BLOCK_ON_DEAD:
+                for dead in work.outbox.blocking_dead(work.connection):
+                    self._parking.died(dead.message_key, dead.id)
         self._parking_is_of = assignments
 
     def _still_open(self, work: UnitOfWork, rows: Mapping[int, LockedRow]) -> dict[int, datetime | None]:
-        """The ids that may block ``rows``, as the table knows them now; those that ended unseen are released."""
+        """The ids that may block ``rows``, as the table knows them now; those that ended unseen are released.
+
+        Dead rows that come once more are among them where they block: only the table knows which ones were let go.
+        """
+        dead_too = self._parking.ordering is Ordering.BLOCK_ON_DEAD
+        dead = {row.id for row in rows.values() if row.is_dead} if dead_too else set()
         while True:
             keys: dict[int, bytes] = {}
             for row in rows.values():
-                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows)
+                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows or i in dead)
                 keys |= dict.fromkeys(islice(ahead, ASKED_AHEAD), row.message_key)
-            if not keys:
+            if not keys and not dead:
                 return {}
-            still_open = work.outbox.still_open(work.connection, keys)
+            still_open = work.outbox.still_open(work.connection, [*keys, *dead], dead_too=dead_too)
             ended = keys.keys() - still_open.keys()
             if not ended:
                 return still_open

@@ -14,7 +14,7 @@ from cdc_relay.errors import PoisonRow
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.clock import to_column
 from cdc_relay.outbox.row import LockedRow
-from cdc_relay.outbox.statements import PARKED, WaitingRow
+from cdc_relay.outbox.statements import DISCARDED, PARKED, WaitingRow
 from consumer.delivery import DeadLetter, KafkaRecord, Partition
 from consumer.registry import Event, Handler, HandlerRegistry
 
@@ -40,6 +40,10 @@ class FakeRow:
     @property
     def is_open(self) -> bool:
         return self.status in ("pending", "published")
+
+    @property
+    def blocks(self) -> bool:
+        return self.status == "dead" and not (self.last_error or "").startswith(DISCARDED)
 
 
 @dataclass
@@ -76,12 +80,17 @@ class FakeOutbox:
             if (row.status == "pending" and held) or (row.status == "published" and failed):
                 yield WaitingRow(row.id, row.message_key)
 
-    def still_open(self, tables: FakeTables, ids: Iterable[int]) -> dict[int, datetime | None]:
+    def blocking_dead(self, tables: FakeTables) -> list[WaitingRow]:
+        return [WaitingRow(row.id, row.message_key) for row in tables.rows.values() if row.blocks]
+
+    def still_open(
+        self, tables: FakeTables, ids: Iterable[int], *, dead_too: bool = False
+    ) -> dict[int, datetime | None]:
         rows = [tables.rows[row_id] for row_id in ids if row_id in tables.rows]
         return {
             row.id: row.next_retry_at if row.status == "pending" and row.published_at else None
             for row in rows
-            if row.is_open
+            if row.is_open or (dead_too and row.blocks)
         }
 
     def mark_consumed(self, tables: FakeTables, ids: Sequence[int], now: datetime) -> int:

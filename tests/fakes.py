@@ -17,7 +17,7 @@ from cdc_relay.errors import CheckpointError, KafkaUnavailable, PoisonRow, Retry
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.envelope import Headers, Record
 from cdc_relay.outbox.row import LockedRow, OutboxRow
-from cdc_relay.outbox.statements import HELD_BACK, PARKED, PendingRow, WaitingRow
+from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, PendingRow, WaitingRow
 
 Report = Callable[[Any, Any], None]
 
@@ -198,8 +198,12 @@ class StoredRow:
         return self.retry_count > 0 or self.published_at is not None or bool(self.last_error)
 
     @property
-    def parked(self) -> bool:
-        return (self.last_error or "").startswith(PARKED[:7])
+    def keeps_note(self) -> bool:
+        return (self.last_error or "").startswith((PARKED[:7], REQUEUED))
+
+    @property
+    def blocks(self) -> bool:
+        return self.status == "dead" and not (self.last_error or "").startswith(DISCARDED)
 
     @property
     def as_row(self) -> OutboxRow:
@@ -249,8 +253,9 @@ class FakeOutboxTable:
     def read(self, _: Any, ids: Sequence[int]) -> list[OutboxRow]:
         return [self.rows[row_id].as_row for row_id in sorted(set(ids)) if row_id in self.rows]
 
-    def due(self, _: Any, due_bound: datetime, limit: int) -> list[PendingRow]:
-        found = sorted((row for row in self.rows.values() if row.is_due(due_bound)), key=lambda row: row.id)
+    def due(self, _: Any, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
+        due = (row for row in self.rows.values() if row.is_due(due_bound) and row.id > after_id)
+        found = sorted(due, key=lambda row: row.id)
         return [PendingRow(row.id, row.held, len(row.payload)) for row in found[:limit]]
 
     def waiting(self, _: Any, due_bound: datetime, limit: int) -> list[WaitingRow]:
@@ -267,12 +272,15 @@ class FakeOutboxTable:
     def held_rows(self, _: Any) -> list[WaitingRow]:
         return [WaitingRow(r.id, r.message_key) for r in self.rows.values() if r.status == "pending" and r.held]
 
+    def blocking_dead(self, _: Any) -> list[WaitingRow]:
+        return [WaitingRow(row.id, row.message_key) for row in self.rows.values() if row.blocks]
+
     def still_pending(self, _: Any, ids: Iterable[int]) -> set[int]:
         return {row_id for row_id in ids if row_id in self.rows and self.rows[row_id].status == "pending"}
 
     def unmarked(self, _: Any, ids: Iterable[int]) -> set[int]:
         found = (self.rows[row_id] for row_id in ids if row_id in self.rows)
-        return {row.id for row in found if row.published_at is None and not row.parked}
+        return {row.id for row in found if row.published_at is None and not row.keeps_note}
 
     # --- locking ---
 
@@ -287,6 +295,10 @@ class FakeOutboxTable:
 
         rows = (self.rows[row_id] for row_id in ids if row_id in self.rows)
         return {row.id for row in rows if (blocker := ahead(row)) is not None and blocker.status == "published"}
+
+    def requeued(self, _: Any, ids: Sequence[int]) -> set[int]:
+        rows = (self.rows[row_id] for row_id in ids if row_id in self.rows)
+        return {row.id for row in rows if (row.last_error or "").startswith(REQUEUED)}
 
     def lock_rows(self, _: Any, ids: Sequence[int]) -> dict[int, LockedRow]:
         return {
@@ -321,7 +333,7 @@ class FakeOutboxTable:
                 return None
             filled = {"published_at": now, "updated_at": now}
             if row.status == "pending" and row.retry_count == retry_count:
-                error = row.last_error if row.parked else None
+                error = row.last_error if row.keeps_note else None
                 return filled | {"status": "published", "next_retry_at": None, "last_error": error}
             return filled if row.status in ("published", "consumed") else None
 
@@ -347,10 +359,25 @@ class FakeOutboxTable:
             ids,
             lambda row: (
                 changes
-                if row.status == "pending" and row.retry_count == 0 and row.published_at is None and not row.parked
+                if row.status == "pending" and row.retry_count == 0 and row.published_at is None and not row.keeps_note
                 else None
             ),
         )
+
+    def requeue_dead(self, _: Any, ids: Sequence[int] | None, now: datetime) -> int:
+        def changes(row: StoredRow) -> dict[str, Any] | None:
+            if row.status != "dead":
+                return None
+            clean = {"retry_count": 0, "next_retry_at": now, "published_at": None, "updated_at": now}
+            return clean | {"status": "pending", "last_error": REQUEUED + (row.last_error or "")}
+
+        return self._write(self.rows if ids is None else ids, changes)
+
+    def discard_dead(self, _: Any, ids: Sequence[int] | None, now: datetime) -> int:
+        def changes(row: StoredRow) -> dict[str, Any] | None:
+            return {"last_error": DISCARDED + (row.last_error or ""), "updated_at": now} if row.blocks else None
+
+        return self._write(self.rows if ids is None else ids, changes)
 
     def _write(self, ids: Iterable[int], changes: Callable[[StoredRow], dict[str, Any] | None]) -> int:
         count = 0

@@ -1,18 +1,30 @@
-"""``dead list`` and ``dead requeue``: rows that no retry will deliver any more."""
+"""``dead list``, ``dead requeue`` and ``dead discard``: rows that no retry will deliver any more."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cdc_relay.commands import options
 from cdc_relay.commands.output import as_json, show_table
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from cdc_relay.outbox.statements import OutboxStatements
+
 app = typer.Typer(
-    help="Rows that have used up their retries, or that no retry can cure. They stay until you requeue them.",
+    help="Rows that have used up their retries, or that no retry can cure. They stay until you requeue them. "
+    "With ordering.on_dead = block each holds back its key until you requeue or discard it.",
     no_args_is_help=True,
 )
+
+Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids of the rows.", min=1)]
+Every = Annotated[bool, typer.Option("--all", help="Every dead row.")]
 
 
 @app.command("list")
@@ -57,15 +69,16 @@ def list_(
 
 @app.command()
 def requeue(
-    ids: Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids of the rows.", min=1)] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every dead row.")] = False,
+    ids: Ids = None,
+    every: Every = False,
     config: options.ConfigFile = None,
     database_url: options.DatabaseUrl = None,
     debug: options.Debug = False,
 ) -> None:
     """Make dead rows pending again, with all their retries; a running relay or sweep sends them within a second.
 
-    Mend what killed them first, or they die again. Rows of one key are sent in id order.
+    Mend what killed them first, or they die again. Rows of one key are sent in id order, and later ones that wait for
+    a dead row (ordering.on_dead = block) follow once it is delivered.
 
     \b
     Examples:
@@ -75,6 +88,49 @@ def requeue(
     \b
     Exit codes: 0 done, 1 some of the given ids are not dead, 2 a setting or argument, 3 MySQL.
     """
+    changed = _decide(ids, every, config, database_url, lambda statements: statements.requeue_dead)
+    typer.echo(f"requeued {changed}")
+    if ids and changed < len(set(ids)):
+        typer.echo(f"{len(set(ids)) - changed} of the given ids are not dead rows", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def discard(
+    ids: Ids = None,
+    every: Every = False,
+    config: options.ConfigFile = None,
+    database_url: options.DatabaseUrl = None,
+    debug: options.Debug = False,
+) -> None:
+    """Let dead rows go: their messages will not arrive, and later rows of their keys wait for them no longer.
+
+    For ordering.on_dead = block. The rows stay dead, with "discarded: " before the reason, and can be requeued still;
+    their keys go on within two seconds. To delete a dead row does the same.
+
+    \b
+    Examples:
+        cdc-relay dead discard 4711 4712 --config relay.toml
+        cdc-relay dead discard --all --config relay.toml
+
+    \b
+    Exit codes: 0 done, 1 some of the given ids are not dead or were discarded before, 2 a setting or argument, 3 MySQL.
+    """
+    changed = _decide(ids, every, config, database_url, lambda statements: statements.discard_dead)
+    typer.echo(f"discarded {changed}")
+    if ids and changed < len(set(ids)):
+        typer.echo(f"{len(set(ids)) - changed} of the given ids are not dead rows, or were discarded before", err=True)
+        raise typer.Exit(1)
+
+
+def _decide(
+    ids: list[int] | None,
+    every: bool,
+    config: Path | None,
+    database_url: str | None,
+    which: Callable[[OutboxStatements], Callable[[Connection, Sequence[int] | None, datetime], int]],
+) -> int:
+    """Run the statement for these ids, or for every dead row; how many rows it has changed."""
     if every == bool(ids):
         raise typer.BadParameter("give ids, or --all for every dead row", param_hint="ID")
     settings = options.load_settings(config, unused=("kafka.bootstrap_servers",), database__url=database_url)
@@ -85,9 +141,6 @@ def requeue(
     engine = make_engine(settings.database, pool_size=1)
     with transaction(engine) as connection:
         now = to_column(utc_now(), settings.database.zone)
-        changed = OutboxStatements(settings.database.table).requeue_dead(connection, ids or None, now)
+        changed = which(OutboxStatements(settings.database.table))(connection, ids or None, now)
     engine.dispose()
-    typer.echo(f"requeued {changed}")
-    if ids and changed < len(set(ids)):
-        typer.echo(f"{len(set(ids)) - changed} of the given ids are not dead rows", err=True)
-        raise typer.Exit(1)
+    return changed

@@ -88,7 +88,7 @@ def status(
 
 def _show(found: RelayStatus) -> None:
     show_table(f"Rows of {found.table}", ["status", ">rows"], [(name, f"{n:,}") for name, n in found.rows.items()])
-    lines = [*_pending(found), *_binlog(found), *_locks(found), *_reader(found)]
+    lines = [*_pending(found), *_blocked(found), *_binlog(found), *_locks(found), *_reader(found)]
     show_table(f"Relay {found.name!r}", ["", ""], lines)
     for what, why in found.unknown.items():
         typer.echo(f"{what} unknown: {why}")
@@ -103,6 +103,13 @@ def _pending(found: RelayStatus) -> list[tuple[str, str]]:
         due = f", next attempt {oldest.next_retry_at:%Y-%m-%d %H:%M:%S} UTC" if oldest.next_retry_at else ""
         lines.append(("", f"failed {oldest.retry_count} times{due}: {(oldest.last_error or 'no reason')[:200]}"))
     return lines
+
+
+def _blocked(found: RelayStatus) -> list[tuple[str, str]]:
+    if not found.blocked_keys:
+        return []
+    some = ", ".join(map(str, found.blocked_by[:10])) + (" …" if len(found.blocked_by) > 10 else "")
+    return [("keys held back", f"{found.blocked_keys}, until these dead rows are requeued or discarded: {some}")]
 
 
 def _binlog(found: RelayStatus) -> list[tuple[str, str]]:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from enum import Enum, auto
+
+
+class Ordering(Enum):
+    """Which rows hold back the later ones of their message_key: ``ordering.mode`` and ``ordering.on_dead`` in one."""
+
+    NONE = auto()
+    """None does (``mode = none``)."""
+    SKIP_DEAD = auto()
+    """Those that wait for their next attempt, until they are delivered or dead (``on_dead = skip``)."""
+    BLOCK_ON_DEAD = auto()
+    """Dead ones too, until an operator has them delivered or lets them go (``on_dead = block``)."""
 
 
 class Parking:
@@ -18,7 +30,8 @@ class Parking:
     order of its key. Not safe for threads: it belongs to the one thread that decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ordering: Ordering = Ordering.SKIP_DEAD) -> None:
+        self.ordering = ordering
         # Sorted. Ids nearly always come in ascending order and leave from the front, which are the cheap ends.
         self._waiting: dict[bytes, array[int]] = {}
         self._count = 0
@@ -34,7 +47,7 @@ class Parking:
 
     def hold(self, key: bytes, row_id: int) -> None:
         """Row ``row_id`` waits in the table, and later ids of ``key`` behind it. Twice is the same as once."""
-        if not key:
+        if not key or self.ordering is Ordering.NONE:
             return
         ids = self._waiting.setdefault(key, array("q"))
         at = bisect_left(ids, row_id)
@@ -54,6 +67,10 @@ class Parking:
             if not ids:
                 del self._waiting[key]
 
+    def died(self, key: bytes, row_id: int) -> None:
+        """Row ``row_id`` is dead: it holds nothing back any more, or all the longer."""
+        (self.hold if self.ordering is Ordering.BLOCK_ON_DEAD else self.release)(key, row_id)
+
     def blocked_by(self, key: bytes, row_id: int) -> int | None:
         """The lowest id of ``key`` that waits and is lower than ``row_id``; None when the row may go on."""
         return next(self.ahead_of(key, row_id), None)
@@ -64,6 +81,12 @@ class Parking:
             if waiting >= row_id:
                 return
             yield waiting
+
+    def ids(self, *, but_behind: Container[int] = ()) -> Iterator[int]:
+        """Every id that waits, key by key, without the keys whose lowest id is in ``but_behind``."""
+        for ids in self._waiting.values():
+            if ids[0] not in but_behind:
+                yield from ids
 
     def clear(self) -> None:
         """Forget everything, to be filled anew from the table."""

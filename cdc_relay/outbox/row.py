@@ -112,6 +112,11 @@ class LockedRow(NamedTuple):
         return self.status in (Status.PENDING, Status.PUBLISHED)
 
     @property
+    def is_dead(self) -> bool:
+        """No effect will come of it unless an operator requeues it."""
+        return self.status == Status.DEAD
+
+    @property
     def is_scheduled(self) -> bool:
         """A consumer has put the row back since its last delivery: the sweep delivers it anew when it is due.
 

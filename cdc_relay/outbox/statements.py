@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 from sqlalchemy import Connection, Row, bindparam, text
 
-from cdc_relay.outbox.backoff import NextAttempt, cut_error
+from cdc_relay.outbox.backoff import LAST_ERROR_CHARACTERS, NextAttempt, cut_error
 from cdc_relay.outbox.row import LockedRow, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.outbox.table import DEFAULT_MAX_RETRY, DEFAULT_TABLE
@@ -46,12 +46,20 @@ HELD_BACK = "held back: waits for an earlier row of the same message_key"
 PARKED = "parked: waits for an earlier row of the same message_key"
 """How ``last_error`` begins on a row that the consumer put back behind an earlier one; kept until it is consumed."""
 
+REQUEUED = "requeued: "
+"""How ``last_error`` begins on a row that was dead and is to be delivered after all; kept until it is consumed."""
 
-_PARKED = "(LEFT(COALESCE(last_error, ''), 7) = 'parked:')"
+DISCARDED = "discarded: "
+"""How ``last_error`` begins on a dead row that an operator has let go: it holds back nobody."""
+
+#: Notes that stay when a row is published: the first letters of PARKED and of REQUEUED.
+_KEEPS_NOTE = "(LEFT(COALESCE(last_error, ''), 7) IN ('parked:', 'requeue'))"
+
+_IS_DISCARDED = f"(LEFT(COALESCE(last_error, ''), {len(DISCARDED)}) = '{DISCARDED}')"
 
 
 class WaitingRow(NamedTuple):
-    """A row that has failed and holds back the later rows of its key."""
+    """A row that has failed, or is dead, and holds back the later rows of its key."""
 
     id: int
     message_key: bytes
@@ -132,35 +140,36 @@ class OutboxStatements:
         values = {"after_id": after_id, "until_id": until_id, "limit": limit}
         return [_pending(found) for found in connection.execute(text(sql), values)]
 
-    def due(self, connection: Connection, due_bound: datetime, limit: int) -> list[PendingRow]:
-        """The lowest ``limit`` due rows in id order. Changes nothing.
+    def due(self, connection: Connection, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
+        """The lowest ``limit`` due rows above ``after_id`` in id order. Changes nothing.
 
         Their ids come from the index on status and next_retry_at alone; only so many rows are touched as are returned.
         """
         sql = (
             f"SELECT id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size FROM {self.table} JOIN ("
             f"SELECT id FROM {self.table} WHERE status = 'pending' "
-            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) ORDER BY id LIMIT :limit"
+            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) AND id > :after_id ORDER BY id LIMIT :limit"
             ") AS lowest USING (id) ORDER BY id"
         )
-        return [_pending(found) for found in connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})]
+        values = {"due_bound": due_bound, "after_id": after_id, "limit": limit}
+        return [_pending(found) for found in connection.execute(text(sql), values)]
 
     def due_unmarked(
-        self, connection: Connection, due_bound: datetime, sent_bound: datetime, limit: int
+        self, connection: Connection, due_bound: datetime, sent_bound: datetime, limit: int, after_id: int = 0
     ) -> list[PendingRow]:
         """Like ``due``, where rows stay pending when they are sent from the binlog. Changes nothing.
 
         Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``.
         """
         columns = f"id, ({_HELD}) AS held, OCTET_LENGTH(payload) AS size"
-        of = f"SELECT {columns} FROM {self.table} WHERE status = 'pending' AND"
+        of = f"SELECT {columns} FROM {self.table} WHERE status = 'pending' AND id > :after_id AND"
         sql = (
             f"({of} (next_retry_at <= :sent_bound OR next_retry_at IS NULL AND COALESCE(created_at, :sent_bound) "
             f"<= :sent_bound) ORDER BY id LIMIT :limit) UNION ALL ({of} next_retry_at > :sent_bound "
             f"AND next_retry_at <= :due_bound AND ({_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND) "
             "ORDER BY id LIMIT :limit) ORDER BY id LIMIT :limit"
         )
-        values = {"due_bound": due_bound, "sent_bound": sent_bound, "limit": limit}
+        values = {"due_bound": due_bound, "sent_bound": sent_bound, "limit": limit, "after_id": after_id}
         return [_pending(found) for found in connection.execute(text(sql), values)]
 
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
@@ -177,6 +186,14 @@ class OutboxStatements:
         sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD})"
         return [WaitingRow(int(r.id), _bytes(r.message_key)) for r in connection.execute(text(sql))]
 
+    def blocking_dead(self, connection: Connection) -> list[WaitingRow]:
+        """Every dead row that nobody has let go: what holds back its key under ``on_dead = block``. Changes nothing.
+
+        Costs the server a microsecond or two for each dead row.
+        """
+        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'dead' AND NOT {_IS_DISCARDED}"
+        return [WaitingRow(int(row.id), _bytes(row.message_key)) for row in connection.execute(text(sql))]
+
     def still_pending(self, connection: Connection, ids: Iterable[int]) -> set[int]:
         """Which of these ids are still pending. Changes nothing."""
         sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND status = 'pending'"
@@ -185,9 +202,10 @@ class OutboxStatements:
     def unmarked(self, connection: Connection, ids: Iterable[int]) -> set[int]:
         """Those of these ids, sent when they were fresh, that nobody has marked since. Changes nothing, locks nothing.
 
-        Not those that a consumer has parked: when their token is empty, a lease has renewed it for another delivery.
+        Not those that a consumer has parked, nor those that were requeued: when their token is empty, it has been
+        renewed for another delivery.
         """
-        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND published_at IS NULL AND NOT {_PARKED}"
+        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND published_at IS NULL AND NOT {_KEEPS_NOTE}"
         return set(connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars())
 
     def count_by_status(self, connection: Connection) -> dict[str, int]:
@@ -279,6 +297,11 @@ class OutboxStatements:
         )
         return set(map(int, connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars()))
 
+    def requeued(self, connection: Connection, ids: Sequence[int]) -> set[int]:
+        """Those of ``ids`` that were dead, were requeued, and have not failed since. Changes nothing."""
+        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND LEFT(last_error, {len(REQUEUED)}) = '{REQUEUED}'"
+        return set(map(int, connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars()))
+
     def lease(self, connection: Connection, ids: Sequence[int], until: datetime, now: datetime) -> int:
         """pending -> pending: keep locked rows from every other sweep until ``until``, and renew the delivery token."""
         sql = (
@@ -292,12 +315,13 @@ class OutboxStatements:
 
         Fills ``published_at`` of rows that the consumer has already marked consumed; never touches dead rows, nor rows
         that the consumer has meanwhile scheduled for a retry (their count has grown, or their token is filled).
-        A row that was parked keeps saying so until it is consumed, as a failed one keeps its count: it now stands in
-        Kafka behind later rows of its key, which a consumer that has just started must not let pass (``unsettled``).
+        A row that was parked or requeued keeps saying so until it is consumed, as a failed one keeps its count: it now
+        stands in Kafka behind later rows of its key, which a consumer that has just started must not let pass
+        (``unsettled``).
         """
         sql = (
             f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
-            f"last_error = IF(status = 'pending' AND NOT {_PARKED}, "
+            f"last_error = IF(status = 'pending' AND NOT {_KEEPS_NOTE}, "
             f"{self._cleared(connection)}, last_error), "
             "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
             "status = IF(status = 'pending', 'published', status) "
@@ -328,20 +352,32 @@ class OutboxStatements:
         sql = (
             f"UPDATE {self.table} SET last_error = :reason, updated_at = :now "
             "WHERE id IN :ids AND status = 'pending' AND retry_count = 0 AND published_at IS NULL "
-            f"AND NOT {_PARKED}"
+            f"AND NOT {_KEEPS_NOTE}"
         )
         values = {"ids": list(ids), "reason": f"{HELD_BACK} (id {behind})", "now": now}
         return connection.execute(_with_ids(sql), values).rowcount
 
     def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
-        """dead -> pending, by an operator: these ids (None: all), with a clean slate; the sweep delivers them."""
+        """dead -> pending, by an operator: these ids (None: all), with all their retries; the sweep delivers them.
+
+        The note in ``last_error`` is what keeps later rows of the key behind it, over restarts of either program.
+        """
         sql = (
-            f"UPDATE {self.table} SET retry_count = 0, next_retry_at = :now, last_error = {self._cleared(connection)}, "
+            f"UPDATE {self.table} SET retry_count = 0, next_retry_at = :now, last_error = {_noted(REQUEUED)}, "
             "published_at = NULL, updated_at = :now, status = 'pending' WHERE status = 'dead'"
         )
-        if ids is None:
-            return connection.execute(text(sql), {"now": now}).rowcount
-        return connection.execute(_with_ids(sql + " AND id IN :ids"), {"now": now, "ids": list(ids)}).rowcount
+        return _of_these(connection, sql, ids, now)
+
+    def discard_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
+        """dead -> dead, by an operator: these ids (None: all) are let go, and hold back nobody any more.
+
+        Rows that were let go before are left as they are.
+        """
+        sql = (
+            f"UPDATE {self.table} SET last_error = {_noted(DISCARDED)}, updated_at = :now "
+            f"WHERE status = 'dead' AND NOT {_IS_DISCARDED}"
+        )
+        return _of_these(connection, sql, ids, now)
 
     # --- the consumer writes -----------------------------------------------------------------------------------
 
@@ -359,14 +395,18 @@ class OutboxStatements:
         for row_id, key in connection.execute(text(sql), execution_options={"yield_per": 1000}):
             yield WaitingRow(int(row_id), _bytes(key))
 
-    def still_open(self, connection: Connection, ids: Iterable[int]) -> dict[int, datetime | None]:
+    def still_open(
+        self, connection: Connection, ids: Iterable[int], *, dead_too: bool = False
+    ) -> dict[int, datetime | None]:
         """Those of these ids whose effect is still to come, with the time of their next attempt. Changes nothing.
 
-        The time is None for a row that is on its way to the consumer: published, or leased and being sent.
+        The time is None for a row that is on its way to the consumer: published, or leased and being sent. With
+        ``dead_too`` also those that are dead and not let go, whose time is None as well.
         """
+        dead = f" OR status = 'dead' AND NOT {_IS_DISCARDED}" if dead_too else ""
         sql = (
             f"SELECT id, IF(status = 'pending' AND published_at IS NOT NULL, next_retry_at, NULL) FROM {self.table} "
-            "WHERE id IN :ids AND status IN ('pending', 'published')"
+            f"WHERE id IN :ids AND (status IN ('pending', 'published'){dead})"
         )
         return {int(row_id): _wall(at) for row_id, at in connection.execute(_with_ids(sql), {"ids": list(ids)})}
 
@@ -414,6 +454,18 @@ class OutboxStatements:
 
 def _with_ids(sql: str) -> Any:
     return text(sql).bindparams(bindparam("ids", expanding=True))
+
+
+def _of_these(connection: Connection, sql: str, ids: Sequence[int] | None, now: datetime) -> int:
+    """Run ``sql`` for these ids, or as it is when they are None; how many rows it has changed."""
+    if ids is None:
+        return connection.execute(text(sql), {"now": now}).rowcount
+    return connection.execute(_with_ids(sql + " AND id IN :ids"), {"now": now, "ids": list(ids)}).rowcount
+
+
+def _noted(note: str) -> str:
+    """``last_error`` with ``note`` before the reason that stands there, as long as it may be."""
+    return f"LEFT(CONCAT('{note}', COALESCE(last_error, '')), {LAST_ERROR_CHARACTERS})"
 
 
 def _failure(row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> dict[str, Any]:

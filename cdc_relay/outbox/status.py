@@ -16,7 +16,7 @@ class Status(StrEnum):
     CONSUMED = "consumed"
     """Business effect committed. The end."""
     DEAD = "dead"
-    """Retries used up, or an error that no retry can cure. The end, until an operator requeues it."""
+    """Retries used up, or an error that no retry can cure. The end, until an operator requeues it or lets it go."""
 
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
@@ -26,7 +26,7 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     # published -> pending: the consumer failed and schedules a retry, or none consumes it and the relay sends it anew.
     Status.PUBLISHED: frozenset({Status.PENDING, Status.CONSUMED, Status.DEAD}),
     Status.CONSUMED: frozenset(),
-    # Only by `cdc-relay dead requeue`.
-    Status.DEAD: frozenset({Status.PENDING}),
+    # Only by `cdc-relay dead requeue`, and `dead discard`, which only notes that the row is let go.
+    Status.DEAD: frozenset({Status.PENDING, Status.DEAD}),
 }
 """Which status may follow which. ``statements.py`` enforces this in its WHERE clauses; a test compares the two."""

@@ -30,6 +30,7 @@ from cdc_relay.config import (
     load,
 )
 from cdc_relay.errors import ConfigurationError
+from cdc_relay.outbox.parking import Ordering
 
 URL = "mysql://relay:hunter2@db:3306/shop"
 REQUIRED = {"CDC_DATABASE__URL": URL, "CDC_KAFKA__BOOTSTRAP_SERVERS": "kafka:9092"}
@@ -225,6 +226,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("CDC_SWEEP__BATCH_ROWS", "10001", "must be less than or equal to 10000"),
     ("CDC_SWEEP__INTERVALS", "1", "there is no such setting"),
     ("CDC_RETRY__CAP_S", "0.5", "cap_s must be at least base_s"),
+    ("CDC_ORDERING__MODE", "partition", "ordering.mode: must be 'key' or 'none', not 'partition'"),
+    ("CDC_ORDERING__ON_DEAD", "wait", "ordering.on_dead: must be 'skip' or 'block', not 'wait'"),
     ("CDC_WRITEBACK__BATCH_ROWS", "many", "must be a valid integer"),
     ("CDC_CONSUMER__TOPICS", "chat-history", "must hold JSON"),
     ("CDC_CONSUMER__TOPICS", '["a", 7]', "consumer.topics: must be a valid string, not '7'"),
@@ -251,6 +254,24 @@ def test_a_wrong_variable_is_named_with_the_value_it_must_have(variable: str, va
 def test_every_section_has_a_wrong_value_above() -> None:
     named = {variable.removeprefix("CDC_").partition("__")[0].lower() for variable, _, _ in WRONG}
     assert set(Settings.model_fields) <= named
+
+
+@pytest.mark.parametrize(
+    ("environ", "rule"),
+    [
+        ({}, Ordering.SKIP_DEAD),
+        ({"CDC_ORDERING__ON_DEAD": "block"}, Ordering.BLOCK_ON_DEAD),
+        ({"CDC_ORDERING__MODE": "none"}, Ordering.NONE),
+    ],
+)
+def test_the_two_settings_of_order_make_one_rule(environ: dict[str, str], rule: Ordering) -> None:
+    assert loaded(environ).ordering.rule is rule
+
+
+def test_a_dead_row_cannot_block_where_there_is_no_order() -> None:
+    text = refused({"CDC_ORDERING": '{"mode": "none", "on_dead": "block"}'})
+    assert "ordering: on_dead = block needs mode = key" in text
+    assert "CDC_ORDERING" in text
 
 
 @pytest.mark.parametrize("setting", ["database.url", "kafka.bootstrap_servers"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_relay.outbox.parking import Parking
+from cdc_relay.outbox.parking import Ordering, Parking
 
 KEYS = st.sampled_from([b"a", b"b", "钥匙".encode()])
 IDS = st.integers(min_value=1, max_value=30) | st.integers(min_value=2**62, max_value=2**63 - 1)
@@ -62,6 +62,29 @@ def test_an_empty_key_asks_for_no_order(parking: Parking) -> None:
     parking.hold(b"", 5)
     assert parking.blocked_by(b"", 6) is None
     assert len(parking) == 0
+
+
+def test_without_an_order_nothing_is_held_back() -> None:
+    parking = Parking(Ordering.NONE)
+    parking.hold(b"k", 5)
+    parking.died(b"k", 6)
+    assert parking.blocked_by(b"k", 7) is None
+    assert len(parking) == 0
+
+
+@pytest.mark.parametrize(("ordering", "blocked_by"), [(Ordering.SKIP_DEAD, None), (Ordering.BLOCK_ON_DEAD, 5)])
+def test_a_dead_row_frees_its_key_or_blocks_it(ordering: Ordering, blocked_by: int | None) -> None:
+    parking = Parking(ordering)
+    parking.hold(b"k", 5)
+    parking.died(b"k", 5)
+    assert parking.blocked_by(b"k", 6) == blocked_by
+
+
+def test_the_ids_that_wait_are_told_without_the_keys_whose_first_one_is_left_out(parking: Parking) -> None:
+    for key, row_id in ((b"a", 5), (b"a", 6), (b"b", 4), (b"b", 7)):
+        parking.hold(key, row_id)
+    assert sorted(parking.ids()) == [4, 5, 6, 7]
+    assert sorted(parking.ids(but_behind={5, 7})) == [4, 7]
 
 
 def test_cleared_is_as_new(parking: Parking) -> None:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_relay.errors import PoisonRow, RetryableRow
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.parking import SharedParking
 
 KEYS = [b"a", b"b", b""]
@@ -88,3 +90,73 @@ def test_threads_may_hold_and_release_at_the_same_time() -> None:
     parking.release(parking.waiting(10**6))
     assert not parking
     assert parking.keys == 0
+
+
+# --- what holds back, by the settings ---------------------------------------------------------------------------------
+
+
+def test_without_an_order_nothing_is_held_back_and_a_restart_with_one_must_look() -> None:
+    parking = SharedParking(Ordering.NONE)
+    parking.hold(b"k", 1)
+    parking.refused(b"k", 2, RetryableRow("later"))
+    parking.died(b"k", 3)
+    assert not parking
+    assert parking.blocked_by(b"k", 9) is None
+    assert parking.must_be_refilled
+    assert not SharedParking().must_be_refilled
+
+
+def test_a_dead_row_frees_its_key_or_blocks_it() -> None:
+    for ordering, blocked_by in ((Ordering.SKIP_DEAD, None), (Ordering.BLOCK_ON_DEAD, 5)):
+        parking = SharedParking(ordering)
+        parking.hold(b"k", 5)
+        parking.died(b"k", 5)
+        assert parking.blocked_by(b"k", 6) == blocked_by
+        assert parking.blocked_keys == (blocked_by is not None)
+
+
+def test_a_row_that_cannot_be_sent_holds_back_what_will_wait_for_it() -> None:
+    for ordering, reason, blocked_by in (
+        (Ordering.SKIP_DEAD, RetryableRow("later"), 5),
+        (Ordering.SKIP_DEAD, PoisonRow("never"), None),
+        (Ordering.BLOCK_ON_DEAD, RetryableRow("later"), 5),
+        (Ordering.BLOCK_ON_DEAD, PoisonRow("never"), 5),
+    ):
+        parking = SharedParking(ordering)
+        parking.refused(b"k", 5, reason)
+        assert parking.blocked_by(b"k", 6) == blocked_by
+
+
+def test_a_dead_row_without_a_key_holds_back_nothing() -> None:
+    parking = SharedParking(Ordering.BLOCK_ON_DEAD)
+    parking.died(b"", 5)
+    assert not parking
+    assert (parking.dead, parking.blocked_keys) == (frozenset(), 0)
+
+
+def test_rows_that_wait_for_an_operator_are_not_among_those_that_wait_for_something_to_happen() -> None:
+    parking = SharedParking(Ordering.BLOCK_ON_DEAD)
+    for row_id in (6, 7):
+        parking.hold(b"blocked", row_id)
+    parking.died(b"blocked", 5)
+    parking.hold(b"partly", 1)
+    parking.died(b"partly", 2)
+    parking.hold(b"free", 3)
+    assert parking.waiting(10) == [1, 3]
+    assert (parking.dead, parking.blocked_keys, parking.keys) == ({2, 5}, 2, 3)
+    parking.revived([5])
+    assert parking.waiting(10) == [1, 3, 5, 6, 7]
+    assert parking.blocked_by(b"blocked", 8) == 5, "it holds them back until it is delivered"
+    parking.release([5, 2])
+    assert (parking.dead, parking.waiting(10)) == (frozenset(), [1, 3, 6, 7])
+
+
+def test_stuck_is_what_waits_behind_a_row_that_is_not_among_those_asked_about() -> None:
+    parking = SharedParking()
+    for row_id in (1, 2, 3):
+        parking.hold(b"a", row_id)
+    for row_id in (11, 12):
+        parking.hold(b"b", row_id)
+    assert parking.stuck([2, 3, 11, 12, 99]) == {2, 3}
+    assert parking.stuck([1, 2, 3]) == set()
+    assert SharedParking().stuck([1, 2]) == set()

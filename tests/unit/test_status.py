@@ -19,7 +19,7 @@ def test_the_values_are_those_of_the_column() -> None:
         (Status.PENDING, {"pending", "published", "consumed", "dead"}),
         (Status.PUBLISHED, {"pending", "consumed", "dead"}),
         (Status.CONSUMED, set()),
-        (Status.DEAD, {"pending"}),
+        (Status.DEAD, {"pending", "dead"}),
     ],
 )
 def test_which_status_may_follow_which(status: Status, following: set[str]) -> None:

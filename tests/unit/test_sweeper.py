@@ -17,7 +17,8 @@ from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, R
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import decode
-from cdc_relay.outbox.statements import PARKED, PendingRow
+from cdc_relay.outbox.parking import Ordering
+from cdc_relay.outbox.statements import HELD_BACK, PARKED, PendingRow
 from cdc_relay.parking import SharedParking
 from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress, _pages
 from cdc_relay.writeback import StatusWriter
@@ -46,10 +47,16 @@ def tried(row_id: int, key: str = "", **changes: Any) -> StoredRow:
 class Rig:
     """A sweep and a status writer on one table, a Kafka and a clock that are a test's."""
 
-    def __init__(self, *rows: StoredRow, publisher: FakePublisher | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *rows: StoredRow,
+        publisher: FakePublisher | None = None,
+        ordering: Ordering = Ordering.SKIP_DEAD,
+        **options: Any,
+    ) -> None:
         self.table = FakeOutboxTable(*rows)
         self.publisher = publisher or FakePublisher()
-        self.parking = SharedParking()
+        self.parking = SharedParking(ordering)
         self.metrics = RelayMetrics(CollectorRegistry())
         self.now = NOW
         self.head = at(100)
@@ -399,6 +406,25 @@ def test_a_due_row_behind_one_that_the_tailer_holds_is_held_back() -> None:
     rig = Rig(tried(1, "a", next_retry_at=SOON), tried(2, "a"))
     rig.parking.hold(b"a", 1)
     assert rig.sweep() == SweepCounts(held_back=1)
+
+
+def test_a_row_that_the_sweep_holds_back_first_gets_a_note_that_a_restart_finds_it_by() -> None:
+    """A scheduled row, or one that the tailer has missed: nobody has held it back before."""
+    rig = Rig(tried(1, "a", next_retry_at=SOON), fresh(2, "a"), tried(3, "a"))
+    assert rig.sweep().held_back == 2
+    assert rig.table.rows[2].last_error == f"{HELD_BACK} (id 1)"
+    assert rig.table.rows[3].last_error == "broken"
+
+
+def test_rows_that_are_known_to_wait_take_no_room_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SCAN_ROWS", 4)
+    waiting = [StoredRow(n, b"a", last_error="held back", next_retry_at=WALL) for n in range(2, 30)]
+    rig = Rig(tried(1, "a", next_retry_at=SOON), *waiting, tried(30, "b"))
+    for row in waiting:
+        rig.parking.hold(b"a", row.id)
+    rig.parking.hold(b"a", 1)
+    assert rig.sweep() == SweepCounts(sent=1, held_back=28, more=True)
+    assert rig.sent == [30]
 
 
 def test_behind_a_row_that_is_tried_again_its_key_is_postponed_to_the_next_run() -> None:

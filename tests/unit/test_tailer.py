@@ -13,6 +13,7 @@ from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery
 from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, RetryableRow, StaleSource
 from cdc_relay.outbox.envelope import decode
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.parking import SharedParking
 from cdc_relay.tailer import _LOOKS_S, Tailer, is_scheduled
@@ -77,12 +78,13 @@ class Rig:
         untouched: bool = False,
         acknowledged: int | None = None,
         max_unacknowledged_rows: int = 1000,
+        ordering: Ordering = Ordering.SKIP_DEAD,
     ) -> None:
         self.source = FakeSource(*reads)
         self.table = Table()
         self.publisher = publisher or FakePublisher()
         self.watermark = AckWatermark(at(0), max_rows=max_rows, max_bytes=10**9)
-        self.parking = SharedParking()
+        self.parking = SharedParking(ordering)
         self.complete: list[Delivery] = []
         self.settled: list[Delivery] = []
         self.head = at(head)
@@ -357,6 +359,30 @@ def test_a_poison_row_costs_only_itself() -> None:
     # It will be dead, so nothing waits for it.
     assert not rig.parking
     assert rig.watermark.position == at(100)
+
+
+def test_a_poison_row_holds_back_its_key_at_once_where_dead_rows_do() -> None:
+    rows = [outbox_row(1, key="a", payload="no JSON"), outbox_row(2, key="a"), outbox_row(3, key="b")]
+    rig = Rig([batch(*rows)], ordering=Ordering.BLOCK_ON_DEAD)
+    rig.table.add(*rows)
+    assert rig.run() == 1
+    assert rig.sent == [3]
+    assert rig.settled[0].parked == {2: 1}
+
+
+def test_without_an_order_no_row_waits_for_another() -> None:
+    rows = [
+        outbox_row(1, key="a", topic="missing"),
+        outbox_row(2, key="a", payload="no JSON"),
+        outbox_row(3, key="a", retry_count=1),
+        outbox_row(4, key="a"),
+    ]
+    rig = Rig([batch(*rows)], publisher=FakePublisher(missing=["missing"]), ordering=Ordering.NONE)
+    rig.table.add(*rows)
+    rig.run()
+    assert rig.sent == [4]
+    assert not rig.parking
+    assert rig.settled[0].parked == {}
 
 
 def test_a_batch_of_poison_rows_only_is_written_too() -> None:

@@ -14,6 +14,7 @@ from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, R
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import Record
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.statements import HELD_BACK, PARKED
 from cdc_relay.parking import SharedParking
 from cdc_relay.writeback import _BATCHES_A_TRANSACTION, StatusWriter
@@ -26,9 +27,16 @@ WALL = NOW.replace(tzinfo=None)
 class Rig:
     """A status writer on a fake table, and deliveries that are complete."""
 
-    def __init__(self, *rows: StoredRow, batch_rows: int = 100, zone: tzinfo = UTC, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *rows: StoredRow,
+        batch_rows: int = 100,
+        zone: tzinfo = UTC,
+        delay_s: float = 0.0,
+        ordering: Ordering = Ordering.SKIP_DEAD,
+    ) -> None:
         self.table = FakeOutboxTable(*rows)
-        self.parking = SharedParking()
+        self.parking = SharedParking(ordering)
         self.registry = CollectorRegistry()
         self.settled: list[Delivery] = []
         self.seconds = 0.0
@@ -333,6 +341,26 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated_and_the_key_waits() -> N
     assert rig.table.rows[1].retry_count == 1
     assert rig.parking.blocked_by(b"a", 3) == 1
     assert len(rig.settled) == 1
+
+
+@pytest.mark.parametrize("answer_lost", [False, True])
+@pytest.mark.parametrize(("reason", "before"), [(PoisonRow("no JSON"), 0), (RetryableRow("no topic"), 19)])
+def test_a_dead_row_holds_its_key_before_the_position_may_pass_it_where_that_is_asked_for(
+    reason: RowError, before: int, answer_lost: bool
+) -> None:
+    rig = Rig(row(1, "a", retry_count=before), row(2, ""), ordering=Ordering.BLOCK_ON_DEAD)
+    delivery = rig.complete(failed={1: reason, 2: PoisonRow("no JSON")}, retry_counts={1: before})
+    settle = delivery.settle
+    seen: list[int | None] = []
+    delivery.settle = lambda: (seen.append(rig.parking.blocked_by(b"a", 9)), settle())[1]  # type: ignore[method-assign]
+    if answer_lost:
+        rig.table.loses_the_answer = DatabaseUnavailable("the answer was lost")
+        with pytest.raises(DatabaseUnavailable):
+            rig.writer.run_once(NOW)
+    rig.writer.run_once(NOW)
+    assert seen == [1]
+    assert (rig.parking.dead, rig.parking.blocked_keys) == ({1}, 1)
+    assert {stored.status for stored in rig.table.rows.values()} == {"dead"}
 
 
 def test_the_next_attempt_is_written_in_the_zone_of_the_columns_also_when_the_clocks_go_back() -> None:
