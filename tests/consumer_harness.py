@@ -128,21 +128,18 @@ class World:
 
     def sweep(self) -> list[int]:
         """Redeliver every pending row in id order, as if its time had come; their ids."""
+        statements, now = OutboxStatements(), datetime.now(UTC).replace(tzinfo=None)
         with self.engine.begin() as connection:
-            ids = list(
-                connection.exec_driver_sql(
-                    "SELECT id FROM agent_outbox_messages WHERE status = 'pending' ORDER BY id FOR UPDATE"
-                ).scalars()
+            found = connection.exec_driver_sql(
+                "SELECT id, retry_count FROM agent_outbox_messages WHERE status = 'pending' ORDER BY id FOR UPDATE"
             )
-            connection.exec_driver_sql("UPDATE agent_outbox_messages SET published_at = NULL WHERE status = 'pending'")
-        self.produce(ids)
+            retries = {int(row_id): int(retry_count) for row_id, retry_count in found}
+            statements.lease(connection, list(retries), now, now)
+        self.produce(list(retries))
         with self.engine.begin() as connection:
-            connection.exec_driver_sql(
-                "UPDATE agent_outbox_messages SET status = 'published', published_at = UTC_TIMESTAMP(6), "
-                "last_error = IF(LEFT(last_error, 7) = 'parked:', last_error, NULL), next_retry_at = NULL "
-                "WHERE status = 'pending' AND published_at IS NULL"
-            )
-        return ids
+            for row_id, retry_count in retries.items():
+                statements.mark_published(connection, [row_id], retry_count, now)
+        return list(retries)
 
     # --- what became of it
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from cdc_relay.outbox.backoff import NextAttempt
-from cdc_relay.outbox.statements import PARKED, OutboxStatements
+from cdc_relay.outbox.statements import DISCARDED, PARKED, REQUEUED, OutboxStatements
 from tests.consumer_fakes import T0, FakeOutbox, FakeRow, FakeTables
 
 pytestmark = pytest.mark.mysql
@@ -36,7 +36,7 @@ STATES = [
             (0, 3),
             (None, LATER),
             (None, T0),
-            (None, "", f"{PARKED} (id 1)"),
+            (None, "", f"{PARKED} (id 1)", f"{REQUEUED}why", f"{DISCARDED}why"),
         ),
         start=1,
     )
@@ -50,6 +50,8 @@ STEPS: dict[str, Step] = {
     "lock_rows": lambda outbox, at: outbox.lock_rows(at, [*IDS, MISSING]),
     "unsettled": lambda outbox, at: set(outbox.unsettled(at)),
     "still_open": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING]),
+    "still_open, dead ones too": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING], dead_too=True),
+    "blocking_dead": lambda outbox, at: sorted(outbox.blocking_dead(at)),
     "mark_consumed": lambda outbox, at: outbox.mark_consumed(at, [*IDS, MISSING], NOW),
     "mark_failed, to be tried again": lambda outbox, at: [
         outbox.mark_failed(at, row_id, NextAttempt(4, LATER), "why", NOW) for row_id in [*IDS, MISSING]

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cdc_relay.outbox.backoff import NextAttempt
-from cdc_relay.outbox.statements import HELD_BACK, PARKED, OutboxStatements
+from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, OutboxStatements
 from tests.fakes import FakeOutboxTable, StoredRow
 
 pytestmark = pytest.mark.mysql
@@ -40,7 +40,7 @@ STATES = [
             (0, 3),
             (None, T0, LATER),
             (None, T0),
-            (None, "", "broken", f"{PARKED} (id 1)", f"{HELD_BACK} (id 1)"),
+            (None, "", "broken", f"{PARKED} (id 1)", f"{HELD_BACK} (id 1)", f"{REQUEUED}broken", f"{DISCARDED}broken"),
         ),
         start=1,
     )
@@ -55,9 +55,11 @@ STEPS: dict[str, Step] = {
     "read": lambda outbox, at: outbox.read(at, ASKED),
     "due": lambda outbox, at: outbox.due(at, NOW, 1_000),
     "due, a few": lambda outbox, at: outbox.due(at, NOW, 7),
+    "due, from the middle on": lambda outbox, at: outbox.due(at, NOW, 7, IDS[30]),
     "waiting": lambda outbox, at: outbox.waiting(at, NOW, 1_000),
     "waiting, a few": lambda outbox, at: outbox.waiting(at, NOW, 3),
     "held_rows": lambda outbox, at: sorted(outbox.held_rows(at)),
+    "blocking_dead": lambda outbox, at: sorted(outbox.blocking_dead(at)),
     "still_pending": lambda outbox, at: outbox.still_pending(at, ASKED),
     "unmarked": lambda outbox, at: outbox.unmarked(at, ASKED),
     "lock_due": lambda outbox, at: outbox.lock_due(at, ASKED, NOW),
@@ -66,6 +68,7 @@ STEPS: dict[str, Step] = {
         outbox.mark_published(at, IDS[:1], 0, NOW),
         outbox.behind_published(at, IDS),
     ],
+    "requeued": lambda outbox, at: outbox.requeued(at, ASKED),
     "lock_rows": lambda outbox, at: outbox.lock_rows(at, ASKED),
     "lock_unconsumed": lambda outbox, at: outbox.lock_unconsumed(at, T0, 1_000),
     "lock_unconsumed, a few": lambda outbox, at: outbox.lock_unconsumed(at, T0, 4),
@@ -81,6 +84,10 @@ STEPS: dict[str, Step] = {
         outbox.mark_undelivered(at, row_id, 3, NextAttempt(4, None), "x" * 3_000, NOW) for row_id in ASKED
     ],
     "hold_back": lambda outbox, at: outbox.hold_back(at, ASKED, 7, NOW),
+    "requeue_dead": lambda outbox, at: outbox.requeue_dead(at, ASKED[::2], NOW),
+    "requeue_dead, all": lambda outbox, at: outbox.requeue_dead(at, None, NOW),
+    "discard_dead": lambda outbox, at: outbox.discard_dead(at, ASKED[::2], NOW),
+    "discard_dead, all": lambda outbox, at: outbox.discard_dead(at, None, NOW),
 }
 
 COLUMNS = tuple(asdict(STATES[0]))

@@ -113,7 +113,8 @@ class Plan:
     large: int = 0
     """How many of the messages are 1 MB long."""
     misdirected: int = 0
-    """How many rows name a topic that there is not: ``topic`` with ``.missing`` after it."""
+    """How many rows name a topic that there is not: ``topic`` with ``misdirected_to`` after it."""
+    misdirected_to: str = ".missing"
     max_retry: int = 20
     clock_ahead_s: float = 0.0
     """How far the application's clock is ahead of the true time."""
@@ -262,7 +263,7 @@ class _Writer:
             topic = self._plan.topic
             if self._misdirected_left and seq > 2:
                 self._misdirected_left -= 1
-                topic += ".missing"
+                topic += self._plan.misdirected_to
             values += [BIZ_TYPE, topic, key, payload, self._plan.max_retry, now, now, now]
             written.append(Written(0, key, seq, digest(payload), digest(message)))
         try:

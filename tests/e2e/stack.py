@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -129,6 +132,14 @@ class Stack:
         with self.engine.connect() as connection:
             result = connection.execute(text(statement), values)
             return list(result.all()) if result.returns_rows else []
+
+    def command(self, *words: str) -> str:
+        """Run ``cdc-relay`` with the programs' settings, which must go well; what it says."""
+        others = {key: value for key, value in os.environ.items() if not key.startswith("CDC_")}
+        argv = [sys.executable, "-m", "cdc_relay", *words]
+        told = subprocess.run(argv, env=others | self.settings, capture_output=True, text=True, timeout=60, check=False)
+        assert told.returncode == 0, f"{words}: {told.stdout}{told.stderr}"
+        return told.stdout
 
     def statuses(self) -> dict[str, int]:
         """Rows per status."""

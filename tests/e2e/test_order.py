@@ -29,7 +29,7 @@ def misdirected_keys(stack: Stack) -> set[str]:
 
 def mend(stack: Stack) -> None:
     """As an operator would: the rows name the right topic now."""
-    stack.sql("UPDATE agent_outbox_messages SET topic = :topic WHERE topic LIKE '%.missing'", topic=stack.topic)
+    stack.sql("UPDATE agent_outbox_messages SET topic = :topic WHERE topic <> :topic", topic=stack.topic)
 
 
 def all_consumed_but(stack: Stack, keys: set[str]) -> bool:

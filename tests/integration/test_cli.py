@@ -197,6 +197,28 @@ def test_dead_rows_are_listed_and_requeued(place: Place) -> None:
     assert place.statuses() == ["pending"] * 4
 
 
+def test_dead_rows_that_block_their_keys_are_shown_and_let_go(place: Place) -> None:
+    place.insert("a", "a", "b", "", status="'dead'", last_error="'why'")
+    place.insert("a", last_error="'held back: waits for an earlier row of the same message_key (id 1)'")
+    assert json.loads(place.command("status", "--json").out)["blocked_keys"] == 0, "under skip they block nobody"
+    place.environment["CDC_ORDERING__ON_DEAD"] = "block"
+    told = json.loads(place.command("status", "--json").out)
+    assert (told["blocked_keys"], told["blocked_by"]) == (2, [1, 2, 3])
+    shown = place.command("status").out
+    assert "2, until these dead rows are requeued or discarded: 1, 2, 3" in shown
+    assert "held back: waits for an earlier row of the same message_key (id 1)" in shown
+    assert place.command("dead", "discard", "1", "5")[:2] == (
+        1,
+        "discarded 1\n1 of the given ids are not dead rows, or were discarded before\n",
+    )
+    assert "discarded: why" in place.command("dead", "list").out
+    assert json.loads(place.command("status", "--json").out)["blocked_by"] == [2, 3]
+    assert place.command("dead", "discard", "--all")[:2] == (0, "discarded 3\n")
+    assert place.command("dead", "discard", "--all")[:2] == (0, "discarded 0\n")
+    assert json.loads(place.command("status", "--json").out)["blocked_keys"] == 0
+    assert place.statuses() == [*["dead"] * 4, "pending"]
+
+
 def test_sweep_once_sends_what_is_due_and_says_so(place: Place) -> None:
     place.insert("a", "b")
     place.insert("c", next_retry_at="UTC_TIMESTAMP() + INTERVAL 1 HOUR")

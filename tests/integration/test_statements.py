@@ -21,7 +21,7 @@ from cdc_relay.outbox.backoff import NextAttempt
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.enqueue import enqueue
 from cdc_relay.outbox.row import OutboxRow
-from cdc_relay.outbox.statements import HELD_BACK, PARKED, OutboxStatements
+from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, OutboxStatements
 from cdc_relay.outbox.status import TRANSITIONS, Status
 from cdc_relay.outbox.table import outbox_table
 
@@ -167,6 +167,8 @@ CASES: dict[str, Case] = {
     "hold_back": Case(lambda s, c, i: s.hold_back(c, [i], 1, NOW), {PENDING: PENDING}),
     "requeue_dead": Case(lambda s, c, i: s.requeue_dead(c, [i], NOW), {Status.DEAD: PENDING}),
     "requeue_dead, all": Case(lambda s, c, _: s.requeue_dead(c, None, NOW), {Status.DEAD: PENDING}),
+    "discard_dead": Case(lambda s, c, i: s.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
+    "discard_dead, all": Case(lambda s, c, _: s.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
     "mark_consumed": Case(lambda s, c, i: s.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}),
     "mark_failed": Case(
         lambda s, c, i: s.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
@@ -305,13 +307,43 @@ def test_parking_and_holding_back_note_the_row_ahead_and_count_nothing(outbox: O
     assert outbox.row(held)["next_retry_at"] == BEFORE, "it stays due"
 
 
-def test_a_requeued_row_starts_with_a_clean_slate(outbox: Outbox) -> None:
+def test_a_requeued_row_has_all_its_retries_and_holds_its_place_until_it_is_consumed(outbox: Outbox) -> None:
     row_id = outbox.insert(status="dead", retry_count=20, last_error="why", published_at=BEFORE, next_retry_at=None)
     assert outbox.do(lambda c: outbox.statements.requeue_dead(c, [row_id], NOW)) == 1
     row = outbox.row(row_id)
     assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("pending", 0, NOW)
-    assert (row["last_error"], row["published_at"]) == (outbox.no_error, None)
-    assert not outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].held
+    assert (row["last_error"], row["published_at"]) == (f"{REQUEUED}why", None)
+    assert outbox.do(lambda c: outbox.statements.requeued(c, [row_id, 999_999])) == {row_id}
+    assert [waiting.id for waiting in outbox.do(outbox.statements.held_rows)] == [row_id]
+    outbox.do(lambda c: outbox.statements.hold_back(c, [row_id], 1, NOW))
+    outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, NOW))
+    assert outbox.row(row_id)["last_error"] == f"{REQUEUED}why"
+    assert [waiting.id for waiting in outbox.do(lambda c: list(outbox.statements.unsettled(c)))] == [row_id]
+    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    assert outbox.row(row_id)["last_error"] == outbox.no_error
+
+
+def test_a_dead_row_blocks_until_it_is_discarded_which_is_noted_once_and_keeps_its_reason(outbox: Outbox) -> None:
+    blocking, other = outbox.insert(status="dead", last_error="why", message_key="a"), outbox.insert_as(Status.DEAD)
+    for status in (PENDING, PUBLISHED, CONSUMED):
+        outbox.insert_as(status)
+    assert sorted(outbox.do(outbox.statements.blocking_dead)) == [(blocking, b"a"), (other, b"k")]
+    assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], NOW)) == 1
+    assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], LATER)) == 0
+    row = outbox.row(blocking)
+    assert (row["status"], row["last_error"], row["updated_at"]) == ("dead", f"{DISCARDED}why", NOW)
+    assert outbox.do(outbox.statements.blocking_dead) == [(other, b"k")]
+    assert outbox.do(lambda c: outbox.statements.still_open(c, [blocking, other], dead_too=True)) == {other: None}
+    assert outbox.do(lambda c: outbox.statements.still_open(c, [blocking, other])) == {}
+    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, [blocking], NOW)) == 1, "minds may be changed"
+
+
+@pytest.mark.parametrize("note", [REQUEUED, DISCARDED])
+def test_a_note_before_a_reason_as_long_as_it_may_be_leaves_it_that_long(outbox: Outbox, note: str) -> None:
+    row_id = outbox.insert(status="dead", last_error="汉" * 2_000)
+    by = {REQUEUED: outbox.statements.requeue_dead, DISCARDED: outbox.statements.discard_dead}[note]
+    assert outbox.do(lambda c: by(c, [row_id], NOW)) == 1
+    assert outbox.row(row_id)["last_error"] == note + "汉" * (2_000 - len(note))
 
 
 def test_every_dead_row_is_requeued_when_none_is_named(outbox: Outbox) -> None:
@@ -486,6 +518,10 @@ def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) ->
         earlier,
     ]
     assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2))] == [late, never_scheduled]
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2, never_scheduled))] == [earlier]
+    for after, expected in ((0, [late, never_scheduled, earlier]), (late, [never_scheduled, earlier])):
+        found = outbox.do(lambda c, after=after: outbox.statements.due_unmarked(c, NOW, NOW, 10, after))
+        assert [row.id for row in found] == expected
 
 
 def test_waiting_are_failed_and_parked_rows_whose_time_is_to_come(outbox: Outbox) -> None:

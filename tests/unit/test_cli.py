@@ -76,7 +76,7 @@ def test_each_command_teaches(path: tuple[str, ...]) -> None:
 def test_every_command_that_was_asked_for_is_there() -> None:
     assert {" ".join(path) for path in commands()} >= {
         *("init-db", "run", "tail", "sweep", "status", "check", "demo", "bench"),
-        *("checkpoint show", "checkpoint reset", "dead list", "dead requeue"),
+        *("checkpoint show", "checkpoint reset", "dead list", "dead requeue", "dead discard"),
         *("stack up", "stack down", "stack status"),
     }
 
@@ -133,6 +133,8 @@ def test_an_interrupt_before_the_start_is_no_error(ends_with: Any) -> None:
         (["sweep", "--once"], {"CDC_SWEEP__INTERVAL_S": "-1"}, "sweep.interval_s"),
         (["dead", "requeue", "--all", "7"], {}, "give ids, or --all"),
         (["dead", "requeue"], {}, "give ids, or --all"),
+        (["dead", "discard", "--all", "7"], {}, "give ids, or --all"),
+        (["dead", "discard"], {}, "give ids, or --all"),
         (["runn"], {}, "No such command"),
     ],
 )

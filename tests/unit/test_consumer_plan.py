@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdc_relay.errors import PoisonRow, RetryableRow, RowError
 from cdc_relay.outbox.backoff import NextAttempt
-from cdc_relay.outbox.parking import Parking
+from cdc_relay.outbox.parking import Ordering, Parking
 from cdc_relay.outbox.row import LockedRow
 from consumer.delivery import Delivery
 from consumer.plan import Outcome, Plan, make_plan
@@ -51,7 +51,7 @@ def plan(
     return make_plan(
         [Delivery(record(i), i, "note", "hello") for i in arrivals],
         {each.id: each for each in rows},
-        parking or Parking(),
+        Parking() if parking is None else parking,
         still_open or {},
         refused or {},
         next_attempt=lambda failed: NextAttempt(failed.retry_count + 1, None if dies else RETRY),
@@ -59,8 +59,8 @@ def plan(
     )
 
 
-def holding(*waiting: tuple[bytes, int]) -> Parking:
-    parking = Parking()
+def holding(*waiting: tuple[bytes, int], ordering: Ordering = Ordering.SKIP_DEAD) -> Parking:
+    parking = Parking(ordering)
     for key, row_id in waiting:
         parking.hold(key, row_id)
     return parking
@@ -184,6 +184,64 @@ def test_a_later_row_that_arrives_before_the_waiting_one_is_parked() -> None:
 
 def test_a_later_row_does_not_wait_for_one_that_turns_out_finished() -> None:
     assert applied(plan([5, 3], [row(3, status="consumed"), row(5)], parking=holding((b"k", 3)))) == [5]
+
+
+# --- dead rows that hold back their keys, and no order at all ---------------------------------------------------------
+
+BLOCK = Ordering.BLOCK_ON_DEAD
+
+
+@pytest.mark.parametrize("error", [RetryableRow("no chat"), PoisonRow("bad")])
+def test_rows_behind_one_that_dies_wait_for_an_operator_where_dead_rows_block(error: RowError) -> None:
+    parking = holding(ordering=BLOCK)
+    made = plan([1, 2, 3], [row(1), row(2), row(3, b"other")], parking=parking, refused={1: error}, dies=True)
+    assert [failure.attempt.at for failure in made.failures] == [None]
+    assert parked(made) == {2: (1, SOON)}
+    assert applied(made) == [3]
+    made.update(parking)
+    assert list(parking.ahead_of(b"k", 9)) == [1, 2]
+
+
+def test_a_row_behind_a_dead_one_waits_until_the_table_says_that_it_was_let_go() -> None:
+    parking = holding((b"k", 3), ordering=BLOCK)
+    assert parked(plan([5], [row(5)], parking=parking, still_open={3: None})) == {5: (3, SOON)}
+    assert applied(plan([5], [row(5)], parking=parking)) == [5]
+
+
+def test_a_late_copy_of_a_dead_row_blocks_as_long_as_the_table_says_so() -> None:
+    parking = holding(ordering=BLOCK)
+    made = plan([1, 2], [row(1, status="dead"), row(2)], parking=parking, still_open={1: None})
+    assert ([each.id for each in made.blocking], parked(made)) == ([1], {2: (1, SOON)})
+    assert made.counts()[Outcome.DUPLICATE] == 1
+    made.update(parking)
+    assert list(parking.ahead_of(b"k", 9)) == [1, 2]
+    made = plan([1, 2], [row(1, status="dead"), row(2)], parking=parking)
+    assert ([each.id for each in made.finished], applied(made)) == ([1], [2])
+    made.update(parking)
+    assert len(parking) == 0
+
+
+def test_a_remembered_dead_row_that_comes_behind_a_later_one_still_blocks_it() -> None:
+    parking = holding((b"k", 1), ordering=BLOCK)
+    made = plan([2, 1], [row(1, status="dead"), row(2)], parking=parking, still_open={1: None})
+    assert parked(made) == {2: (1, SOON)}
+
+
+def test_a_requeued_row_goes_and_those_behind_it_follow() -> None:
+    parking = holding((b"k", 1), (b"k", 2), ordering=BLOCK)
+    made = plan([1, 2], [row(1), row(2)], parking=parking)
+    made.update(parking)
+    assert (applied(made), len(parking)) == ([1, 2], 0)
+
+
+def test_without_an_order_each_row_is_for_itself() -> None:
+    parking = holding((b"k", 1), ordering=Ordering.NONE)
+    rows = [row(2), scheduled(3), row(4), row(5)]
+    made = plan([2, 3, 4, 5], rows, parking=parking, refused={2: RetryableRow("no chat"), 4: PoisonRow("bad")})
+    assert [failure.row.id for failure in made.failures] == [2, 4]
+    assert applied(made) == [5]
+    made.update(parking)
+    assert len(parking) == 0
 
 
 @settings(max_examples=400)

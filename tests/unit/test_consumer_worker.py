@@ -19,7 +19,8 @@ from cdc_relay.errors import (
     RowError,
 )
 from cdc_relay.outbox.backoff import Backoff
-from cdc_relay.outbox.statements import PARKED
+from cdc_relay.outbox.parking import Ordering
+from cdc_relay.outbox.statements import DISCARDED, PARKED, REQUEUED
 from consumer.delivery import KafkaRecord
 from consumer.plan import Outcome
 from consumer.registry import HandlerRegistry, Refused
@@ -28,6 +29,7 @@ from tests.consumer_fakes import (
     T0,
     FakeDatabase,
     FakeDeadLetters,
+    FakeOutbox,
     FakeRow,
     FakeSource,
     FakeTables,
@@ -48,6 +50,7 @@ class Stage:
         *batches: list[KafkaRecord],
         handlers: HandlerRegistry | None = None,
         attempts: int = 20,
+        ordering: Ordering = Ordering.SKIP_DEAD,
     ) -> None:
         self.database = FakeDatabase(rows)
         self.source = FakeSource(*batches)
@@ -62,6 +65,7 @@ class Stage:
             ride_out=self.ride_out,
             backoff=Backoff(),
             zone=UTC,
+            ordering=ordering,
             on_turn=lambda counts, seconds, parked_keys: self.turns.append(dict(counts)),
         )
 
@@ -409,3 +413,101 @@ def test_of_two_records_of_one_row_the_first_counts() -> None:
     stage = Stage(rows(1, 2), [record(1, 42), record(1, "fine"), record(2, "fine"), record(2, 42)])
     assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 1, Outcome.DUPLICATE: 2}
     assert stage.database.statuses() == {1: "dead", 2: "consumed"}
+
+
+# --- dead rows that hold back their keys, and no order at all ---------------------------------------------------------
+
+BLOCK = Ordering.BLOCK_ON_DEAD
+
+
+def test_where_dead_rows_block_the_later_ones_of_the_key_are_put_back_and_others_go_on() -> None:
+    table = [*rows(1, 2, 4), *rows(3, key=b"other")]
+    stage = Stage(table, [record(1, 42), record(2), record(3)], [record(4)], ordering=BLOCK)
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.PARKED: 1, Outcome.CONSUMED: 1}
+    assert stage.turn() == {Outcome.PARKED: 1}
+    for row_id in (2, 4):
+        parked = stage.database.rows[row_id]
+        assert (parked.status, parked.last_error) == ("pending", f"{PARKED} (id 1)")
+        assert parked.next_retry_at == WALL + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("culprit", [1, 5, 10])
+def test_a_poison_event_that_the_database_does_not_name_blocks_what_is_behind_it(culprit: int) -> None:
+    ids = range(1, 11)
+    stage = Stage(rows(*ids), [record(i) for i in ids], handlers=failing_on(culprit), ordering=BLOCK)
+    stage.turn()
+    assert [row_id for row_id, _ in stage.database.notes] == list(range(1, culprit))
+    assert stage.database.statuses() == {
+        i: "consumed" if i < culprit else "dead" if i == culprit else "pending" for i in ids
+    }
+
+
+def test_rows_behind_a_requeued_one_follow_in_order_when_it_goes_well() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    table = [FakeRow(1, b"k", retry_count=19), *rows(2, 3)]
+    stage = Stage(table, [record(1), record(2)], [record(3)], handlers=refusing(reasons), ordering=BLOCK)
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.PARKED: 1}
+    reasons.clear()
+    stage.database.rows[1] = FakeRow(1, b"k", "pending", published_at=None, last_error=REQUEUED)
+    assert stage.turn() == {Outcome.PARKED: 1}, "it is on its way, and not delivered yet"
+    redeliver(stage, 1, 2, 3)
+    assert stage.turn() == {Outcome.CONSUMED: 3}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["discarded", "deleted"])
+def test_a_row_that_is_let_go_blocks_no_longer(how: str) -> None:
+    stage = Stage(rows(1, 2, 3), [record(1, 42), record(2)], [record(3)], ordering=BLOCK)
+    stage.turn()
+    if how == "discarded":
+        stage.database.rows[1].last_error = f"{DISCARDED}why"
+    else:
+        del stage.database.rows[1]
+    redeliver(stage, 2)
+    stage.source.batches.append([record(3)])
+    assert [stage.turn(), stage.turn()] == [{Outcome.CONSUMED: 1}] * 2
+
+
+@pytest.mark.parametrize("ordering", [BLOCK, Ordering.SKIP_DEAD])
+def test_dead_rows_from_before_the_start_are_learnt_from_the_table_where_they_block(ordering: Ordering) -> None:
+    table = [
+        FakeRow(1, b"dead", "dead"),
+        FakeRow(2, b"let go", "dead", last_error=f"{DISCARDED}why"),
+        FakeRow(3, b"requeued", "pending", published_at=None, last_error=f"{REQUEUED}why"),
+        FakeRow(4, b"sent again", "published", last_error=f"{REQUEUED}why"),
+        *(FakeRow(10 + n, key) for n, key in enumerate((b"dead", b"let go", b"requeued", b"sent again"))),
+    ]
+    stage = Stage(table, [record(n) for n in (10, 11, 12, 13)], ordering=ordering)
+    stage.turn()
+    consumed = {row_id for row_id, status in stage.database.statuses().items() if status == "consumed"}
+    assert consumed == ({11} if ordering is BLOCK else {10, 11})
+
+
+def test_a_dead_row_that_somebody_else_has_made_blocks_when_it_comes_once_more() -> None:
+    """Its key was given to this consumer while the former one, which has made it dead, was still at it."""
+    stage = Stage([FakeRow(1, b"k"), *rows(2)], [], [record(1), record(2)], ordering=BLOCK)
+    stage.turn()
+    stage.database.rows[1] = FakeRow(1, b"k", "dead", last_error="why")
+    assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.PARKED: 1}
+
+
+def test_a_late_copy_of_a_row_that_was_let_go_blocks_nothing() -> None:
+    table = [FakeRow(1, b"k", "dead", last_error=f"{DISCARDED}why"), *rows(2)]
+    stage = Stage(table, [record(1), record(2)], ordering=BLOCK)
+    assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.CONSUMED: 1}
+
+
+def test_under_skip_dead_rows_are_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FakeOutbox, "blocking_dead")
+    stage = Stage([FakeRow(1, b"k", "dead"), *rows(2)], [record(1), record(2)])
+    assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.CONSUMED: 1}
+
+
+def test_without_an_order_a_row_that_cannot_be_applied_yet_holds_back_nobody() -> None:
+    reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
+    table = [FakeRow(9, b"k", "pending", retry_count=1, next_retry_at=T0), *rows(1, 10, 11)]
+    batches = [record(1), record(10)], [record(11)]
+    stage = Stage(table, *batches, handlers=refusing(reasons), ordering=Ordering.NONE)
+    assert stage.turn() == {Outcome.FAILED: 1, Outcome.CONSUMED: 1}
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    assert stage.database.rows[1].retry_count == 1
