@@ -244,7 +244,7 @@ class Worker:
         while True:
             keys: dict[int, bytes] = {}
             for row in rows.values():
-                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows or i in dead)
+                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows)
                 keys |= dict.fromkeys(islice(ahead, ASKED_AHEAD), row.message_key)
             if not keys and not dead:
                 return {}

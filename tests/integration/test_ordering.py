@@ -93,27 +93,31 @@ def test_behind_a_dead_row_its_key_waits_over_every_kind_of_start(
     with running_relay(block):
         before = outbox.add("k", 0)
         dead = outbox.add("k", 1, topic=NO_TOPIC)
+        alone = outbox.add("alone", 1, topic=NO_TOPIC)
         behind = [outbox.add("k", n) for n in range(2, 5)]
         free = [outbox.add("free", n) for n in range(3)]
         outbox.wait_published([before, *free])
-        eventually(lambda: outbox.statuses()[dead] == "dead", "the row dead")
+        eventually(lambda: outbox.statuses()[dead] == outbox.statuses()[alone] == "dead", "the rows dead")
         assert_held_back(outbox, behind, dead)
     if start == "without a checkpoint":
         block.checkpoint.path.unlink()
-    behind += [outbox.add("k", n) for n in range(5, 8)]  # while it is down
+    behind_alone = outbox.add("alone", 5)  # while it is down
+    behind += [outbox.add("k", n) for n in range(5, 8)]
     tail = start != "sweep only"
     with running_relay(block, tail=tail) as service:
         behind.append(outbox.add("k", 8))
         outbox.wait_published([outbox.add("free", 9)])
         assert_held_back(outbox, behind, dead)
-        assert service._registry.get_sample_value("cdc_relay_blocked_keys") == 1
+        assert_held_back(outbox, [behind_alone], alone)
+        assert service._registry.get_sample_value("cdc_relay_blocked_keys") == 2
         mend(outbox)
-        decide(outbox.engine, "requeue", [dead])
-        outbox.wait_published([dead, *behind])
+        decide(outbox.engine, "requeue", [dead, alone])
+        outbox.wait_published([dead, alone, *behind, behind_alone])
         last = outbox.add("k", 10)
         outbox.wait_published([last])
         eventually(lambda: service._registry.get_sample_value("cdc_relay_blocked_keys") == 0, "no key blocked")
-    assert sent(kafka_broker, outbox.topic, len(behind) + 7) == [before, dead, *behind, last]
+    assert sent(kafka_broker, outbox.topic, len(behind) + 9) == [before, dead, *behind, last]
+    assert sent(kafka_broker, outbox.topic, len(behind) + 9, "alone") == [alone, behind_alone]
 
 
 @pytest.mark.parametrize("how", ["discard", "delete"])

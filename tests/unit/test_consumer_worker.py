@@ -485,7 +485,8 @@ def test_dead_rows_from_before_the_start_are_learnt_from_the_table_where_they_bl
 
 def test_a_dead_row_that_somebody_else_has_made_blocks_when_it_comes_once_more() -> None:
     """Its key was given to this consumer while the former one, which has made it dead, was still at it."""
-    stage = Stage([FakeRow(1, b"k"), *rows(2)], [], [record(1), record(2)], ordering=BLOCK)
+    table = [FakeRow(1, b"k"), *rows(2), *rows(9, key=b"other")]
+    stage = Stage(table, [record(9)], [record(1), record(2)], ordering=BLOCK)
     stage.turn()
     stage.database.rows[1] = FakeRow(1, b"k", "dead", last_error="why")
     assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.PARKED: 1}
@@ -499,11 +500,13 @@ def test_a_late_copy_of_a_row_that_was_let_go_blocks_nothing() -> None:
 
 def test_under_skip_dead_rows_are_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(FakeOutbox, "blocking_dead")
+    monkeypatch.delattr(FakeOutbox, "still_open")
     stage = Stage([FakeRow(1, b"k", "dead"), *rows(2)], [record(1), record(2)])
     assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.CONSUMED: 1}
 
 
-def test_without_an_order_a_row_that_cannot_be_applied_yet_holds_back_nobody() -> None:
+def test_without_an_order_a_row_that_cannot_be_applied_yet_holds_back_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FakeOutbox, "unsettled")  # nobody asks
     reasons: dict[int, RowError] = {1: RetryableRow("no chat")}
     table = [FakeRow(9, b"k", "pending", retry_count=1, next_retry_at=T0), *rows(1, 10, 11)]
     batches = [record(1), record(10)], [record(11)]

@@ -57,6 +57,14 @@ def test_without_an_order_a_failed_row_holds_back_nobody() -> None:
     assert rig.sent == [2, 3, 4, 6, 7]
 
 
+def test_without_an_order_nobody_asks_what_is_held_back() -> None:
+    rig = Rig(tried(1, "a"), ordering=Ordering.NONE)
+    for question in ("waiting", "held_rows", "blocking_dead", "still_pending", "behind_published"):
+        setattr(rig.table, question, None)
+    refill(rig.parking, rig.table.transaction, rig.table, held=rig.parking.must_be_refilled)  # type: ignore[arg-type]
+    assert rig.sweep().sent == 1
+
+
 def test_without_an_order_rows_that_are_refused_are_tried_again_each_for_itself() -> None:
     rig = Rig(tried(1, "a"), tried(2, "a"), publisher=FakePublisher(missing=["t"]), ordering=Ordering.NONE)
     rig.sweep()
