@@ -75,7 +75,7 @@ class ParkedRows:
                 f"dead rows hold back their message_key ({len(news)}, such as {news[:5]}): it goes on when they are "
                 "delivered after `cdc-relay dead requeue`, or let go with `cdc-relay dead discard`",
                 action="blocked",
-                ids=news[:100],
+                ids=news[:20],
             )
         self._told = frozenset(dead)
         return decided

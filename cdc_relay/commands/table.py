@@ -101,7 +101,8 @@ def _pending(found: RelayStatus) -> list[tuple[str, str]]:
     lines = [("oldest pending", f"id {oldest.id}, created {age(oldest.age_s)} ago")]
     if oldest.retry_count or oldest.last_error:
         due = f", next attempt {oldest.next_retry_at:%Y-%m-%d %H:%M:%S} UTC" if oldest.next_retry_at else ""
-        lines.append(("", f"failed {oldest.retry_count} times{due}: {(oldest.last_error or 'no reason')[:200]}"))
+        failed = f"failed {oldest.retry_count} times{due}: " if oldest.retry_count else ""  # else it waits for another
+        lines.append(("", failed + (oldest.last_error or "no reason")[:200]))
     return lines
 
 
