@@ -284,6 +284,19 @@ def test_the_key_of_a_record_that_may_be_too_large_is_held_until_kafka_has_it() 
     assert publisher.outcome(Refusal(None), record(7, b"", 80)) == (7, None)
 
 
+@pytest.mark.parametrize(("safe_bytes", "quick"), [(100, False), (998_000, True)])
+def test_where_even_a_short_payload_may_be_too_large_no_record_takes_the_quick_way(
+    safe_bytes: int, quick: bool
+) -> None:
+    inner = FakePublisher()
+    inner.topics.add("t")
+    publisher = CautiousPublisher(inner, SharedParking(BLOCK), safe_bytes=safe_bytes)
+    assert ("t" in publisher.topics) == quick
+    assert publisher.produce == inner.produce
+    publisher.publish(record(1, b"a", 80), lambda *_: None)
+    assert publisher.in_flight == 1
+
+
 def test_it_is_held_also_when_the_record_cannot_be_sent_now() -> None:
     parking = SharedParking(BLOCK)
     inner = FakePublisher()
