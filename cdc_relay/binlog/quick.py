@@ -99,6 +99,7 @@ class QuickLoop:
         end_position = assembler.offset & 0xFFFFFFFF
         gtid_at = _LENT if is_open else _NO_GTID  # of the open transaction
         map_at = map_end = -1  # the last TABLE_MAP of the outbox
+        missed = None  # the last transaction that did not begin as supposed: its GTID's place, sizes of GTID and QUERY
         # What has ended: so many rows of so many bytes, and where the last transaction's events lie.
         finished = finished_size = 0
         xid_at, finished_gtid_at = -1, _NO_GTID
@@ -189,8 +190,12 @@ class QuickLoop:
                             break
                         begun = True
                         if 0 <= xid_at < gtid_at:
-                            self._changeover = learn_changeover(data, xid_at, gtid_at, at, checksum)
-                            changeover = self._changeover
+                            seen = (gtid_at, at - gtid_at, end - at)
+                            # Sessions whose events differ may take turns: it must be so twice running.
+                            if not changeover or missed == (finished_gtid_at, *seen[1:]):
+                                self._changeover = learn_changeover(data, xid_at, gtid_at, at, checksum)
+                                changeover = self._changeover
+                            missed = seen
                     elif kind in _CHANGES:
                         if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
                             break

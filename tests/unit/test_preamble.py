@@ -160,6 +160,16 @@ def test_another_shape_is_learned_when_it_comes(monkeypatch: pytest.MonkeyPatch)
     assert second.size == first.size + 7
 
 
+def test_sessions_that_take_turns_do_not_make_it_learn_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Learned(monkeypatch)
+    binlog = Binlog()
+    events = binlog.start()
+    for number in range(1, 40):
+        events += binlog.transaction(outbox_row(number), committed_at=1.7e9 if number % 2 else None)
+    assert_read_alike([b"".join(packets(events))], binlog)
+    assert len(known.changeovers) == 1
+
+
 def test_a_transaction_of_many_statements_learns_only_what_stands_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Learned(monkeypatch)
     binlog = Binlog()
