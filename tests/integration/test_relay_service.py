@@ -88,6 +88,7 @@ def test_a_relay_that_falls_back_to_the_library_reader_says_so_everywhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = settings_for(database_url, kafka_broker.bootstrap_servers, tmp_path, admin__port=free_port())
+    caplog.set_level("INFO")
     with monkeypatch.context() as patched:
         patched.setattr("cdc_relay.binlog.connection._WIRE_NAMES", ("_sock", "_no_such_name"))
         relay = RelayService(settings, tail=True, sweep=True)
