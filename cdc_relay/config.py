@@ -241,7 +241,10 @@ class ConsumerSettings(_Section):
         default_factory=list, description='what to read; JSON in the environment: ["chat-history"]'
     )
     group_id: str = Field("cdc-consumer", min_length=1, description="its members share the partitions")
-    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(500, description="records applied in one transaction")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="members of the group in this process, each with its own connection to MySQL"
+    )
+    batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="records applied in one transaction")
     batch_bytes: Annotated[int, Field(ge=1)] = Field(
         16 * 2**20, description="a batch of this size takes no more records"
     )

@@ -50,9 +50,11 @@ def run(
     with _reported(debug):
         settings = _settings(config, database_url, bootstrap_servers, topics, group_id, admin_port, log_level)
         from cdc_relay import logs
+        from cdc_relay.interpreter import tune_interpreter
         from consumer.service import Service
 
         logs.configure(settings.log, program="cdc-consumer")
+        tune_interpreter()
         Service(settings).run(drain_timeout_s=drain_timeout)
 
 

@@ -81,11 +81,12 @@ class Plan:
 
     def update(self, parking: Parking) -> None:
         """Tell ``parking`` what the table holds once this plan is committed."""
-        for row in self.finished:
-            parking.release(row.message_key, row.id)
-        for events in self.events.values():
-            for event in events:
-                parking.release(event.row.message_key, event.row.id)
+        if parking:
+            for row in self.finished:
+                parking.release(row.message_key, row.id)
+            for events in self.events.values():
+                for event in events:
+                    parking.release(event.row.message_key, event.row.id)
         for failure in self.failures:
             (parking.died if failure.attempt.at is None else parking.hold)(failure.row.message_key, failure.row.id)
         for rows in (*self.parked.values(), self.waiting, self.blocking):

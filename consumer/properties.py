@@ -71,6 +71,14 @@ def consumer_properties(settings: KafkaSettings, group_id: str) -> Properties:
     return _QUIET | {name: value for name, value in properties.items() if name not in _PRODUCER_ONLY}
 
 
+def member_properties(properties: Properties, number: int) -> Properties:
+    """For member ``number`` of those that one program has in the group, from what ``consumer_properties`` gives."""
+    instance = properties.get("group.instance.id")
+    if instance is None:
+        return properties
+    return properties | {"group.instance.id": f"{instance}-{number}"}  # a name that two have shuts one of them out
+
+
 def producer_properties(settings: KafkaSettings, *, timeout_s: float) -> Properties:
     """For the producer of dead letters: each is acknowledged by all in-sync replicas, or fails after ``timeout_s``."""
     properties = settings.client_properties(

@@ -1,4 +1,4 @@
-"""Composition root: builds everything from Settings, looks before it starts, runs the worker, stops in two phases."""
+"""Composition root: builds everything from Settings, looks before it starts, runs the workers, stops in two phases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from datetime import datetime
 from types import FrameType
@@ -25,7 +25,7 @@ from consumer.handlers import default_registry
 from consumer.metrics import ConsumerMetrics, process_registry
 from consumer.outage import ride_out_with
 from consumer.plan import Counts
-from consumer.properties import admin_properties, consumer_properties, producer_properties
+from consumer.properties import admin_properties, consumer_properties, member_properties, producer_properties
 from consumer.registry import HandlerRegistry
 from consumer.source import KafkaSource
 from consumer.unit_of_work import UnitOfWork, consumer_engine
@@ -54,12 +54,11 @@ class Service:
         self.stop = threading.Event()
         self._settings = settings
         self._handlers = registry or default_registry()
-        self._engine = consumer_engine(settings.database)
+        self._engine = consumer_engine(settings.database, connections=settings.consumer.workers)
         self._outbox = OutboxStatements(settings.database.table)
         self._consumer_properties = consumer_properties(settings.kafka, settings.consumer.group_id)
         self._registry = process_registry()
         self._metrics = ConsumerMetrics(self._registry)
-        self._looked_at = 0.0
         self._clock = DatabaseClock()
         self._clock_set_at = 0.0
 
@@ -95,29 +94,43 @@ class Service:
             self.check()
             self._set_clock()
             if not self.stop.is_set():
-                # In a thread of its own: librdkafka may wait for a broker longer than a signal may go unheard.
-                with ThreadPoolExecutor(1, "consumer") as pool:
-                    pool.submit(self._consume).result()
+                self.consume()
         log.info("stopped", action="stopped")
 
     def close(self) -> None:
         """Give the database's connections back. Safe to call twice."""
         self._engine.dispose()
 
-    def _consume(self) -> None:
-        with self.worker() as worker:
-            log.info(
-                f"consuming {', '.join(self._settings.consumer.topics)}",
-                action="consuming",
-                topics=self._settings.consumer.topics,
-                group_id=self._settings.consumer.group_id,
-            )
+    def consume(self) -> None:
+        """Let the workers work until ``stop`` is set. When one fails all end, and its error is raised."""
+        consumer = self._settings.consumer
+        log.info(
+            f"consuming {', '.join(consumer.topics)}",
+            action="consuming",
+            topics=consumer.topics,
+            group_id=consumer.group_id,
+            workers=consumer.workers,
+        )
+        # Not in this thread: librdkafka may wait for a broker longer than a signal may go unheard.
+        with ThreadPoolExecutor(consumer.workers, "worker") as pool:
+            running = [pool.submit(self._work, number) for number in range(consumer.workers)]
+            wait(running, return_when=FIRST_EXCEPTION)
+            self.stop.set()
+        for each in running:
+            each.result()
+
+    def _work(self, number: int) -> None:
+        with self.worker(number) as worker:
             worker.run(self.stop)
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """The worker with all that it needs, in the group until the block is left. To be used in one thread."""
+    def worker(self, number: int = 0) -> Iterator[Worker]:
+        """A worker with all that it needs, in the group until the block is left. To be used in one thread.
+
+        Each is a member of its own and a connection of its own, so that one parses while MySQL works for another.
+        """
         settings = self._settings
+        metrics = self._metrics.worker()
         identities = topics.TopicIdentities(admin_properties(settings.kafka), settings.consumer.topics)
         with (
             closing(
@@ -129,7 +142,7 @@ class Service:
             ) as dead_letters,
             closing(
                 KafkaSource(
-                    self._consumer_properties,
+                    member_properties(self._consumer_properties, number),
                     settings.consumer.topics,
                     batch_rows=settings.consumer.batch_rows,
                     batch_bytes=settings.consumer.batch_bytes,
@@ -139,13 +152,16 @@ class Service:
                 )
             ) as source,
         ):
+            looked_at = 0.0
 
             def on_turn(counts: Counts, seconds: float, parked_keys: int) -> None:
-                self._metrics.turned(counts, seconds, parked_keys)
-                if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
-                    self._looked_at = time.monotonic()
-                    self._metrics.looked(source.partitions, source.lag())
-                if time.monotonic() - self._clock_set_at >= SET_CLOCK_EVERY_S:
+                nonlocal looked_at
+                metrics.turned(counts, seconds, parked_keys)
+                now = time.monotonic()
+                if now - looked_at >= LOOK_EVERY_S:
+                    looked_at = now
+                    metrics.looked(source.partitions, source.lag())
+                if now - self._clock_set_at >= SET_CLOCK_EVERY_S:
                     self._set_clock()
 
             yield Worker(
@@ -153,7 +169,7 @@ class Service:
                 registry=self._handlers,
                 unit_of_work=self._unit_of_work,
                 bury=dead_letters.send,
-                ride_out=ride_out_with(self.stop, self._metrics.outage),
+                ride_out=ride_out_with(self.stop, metrics.outage),
                 backoff=Backoff(settings.retry.base_s, settings.retry.cap_s),
                 zone=settings.database.zone,
                 ordering=settings.ordering.rule,

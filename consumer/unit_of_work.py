@@ -60,6 +60,13 @@ class UnitOfWork:
         """The time of this transaction as a column has it."""
         self._engine = engine
 
+    def run(self, sql: str) -> int:
+        """Run a statement with its values written in it (see ``quoted``); how many rows it has found.
+
+        The driver takes 5 µs and more for each value that it puts in: for statements of many rows that is half of all.
+        """
+        return self.connection.exec_driver_sql(sql, execution_options={"no_parameters": True}).rowcount
+
     def commit(self) -> None:
         """Make it durable. Raises DatabaseUnavailable also when only the answer was lost: it may have happened."""
         self.connection.commit()
@@ -84,6 +91,14 @@ class UnitOfWork:
             raise translate_refusal(error) from error
 
 
+def quoted(value: str) -> str:
+    """``value`` as a literal of SQL, in sessions of ``consumer_engine``.
+
+    Only these two characters must be escaped (MySQL manual, "mysql_real_escape_string_quote()").
+    """
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
 def translate_refusal(error: BaseException) -> RelayError:
     """The error of ours that says the same, telling a value that MySQL refuses from everything else."""
     code, told = error_code(error), translate(error)
@@ -94,18 +109,20 @@ def translate_refusal(error: BaseException) -> RelayError:
     return told
 
 
-def consumer_engine(settings: DatabaseSettings) -> Engine:
+def consumer_engine(settings: DatabaseSettings, *, connections: int = 1) -> Engine:
     """An engine on which a value that does not fit is an error, and a locked row is waited for within bounds."""
-    engine = make_engine(settings, pool_size=1)
+    engine = make_engine(settings, pool_size=connections)
     # Below the read timeout, so that the server ends the wait and not a connection that looks dead.
     lock_wait_s = max(1, min(10, int(settings.read_timeout_s / 2)))
 
     @event.listens_for(engine, "connect")
     def _configure_session(connection: Any, _: Any) -> None:
         with connection.cursor() as cursor:
-            # Without a strict mode MySQL cuts what is too long and says so in a warning that nobody reads.
+            # Without a strict mode MySQL cuts what is too long and says so in a warning that nobody reads. The other
+            # would make a backslash an ordinary character, which ``quoted`` does not expect.
             cursor.execute(
-                "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES'), "
+                "SET SESSION sql_mode = "
+                "CONCAT(REPLACE(@@sql_mode, 'NO_BACKSLASH_ESCAPES', ''), ',STRICT_ALL_TABLES'), "
                 f"SESSION innodb_lock_wait_timeout = {lock_wait_s}"
             )
 

@@ -241,7 +241,7 @@ class Worker:
         """
         dead_too = self._parking.ordering is Ordering.BLOCK_ON_DEAD
         dead = {row.id for row in rows.values() if row.is_dead} if dead_too else set()
-        while True:
+        while self._parking or dead:
             keys: dict[int, bytes] = {}
             for row in rows.values():
                 ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows)
@@ -254,6 +254,7 @@ class Worker:
                 return still_open
             for row_id in ended:
                 self._parking.release(keys[row_id], row_id)
+        return {}
 
     def _note(self, deliveries: Sequence[Delivery], plan: Plan) -> None:
         """After the commit: what is settled, and a word to the operator about what went wrong."""

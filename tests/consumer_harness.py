@@ -225,14 +225,13 @@ class World:
 
     @contextmanager
     def running(self, **flags: Any) -> Iterator[Service]:
-        """A consumer that works in a thread until the block is left; what it raised is raised here."""
+        """A consumer that works in threads until the block is left; what it raised is raised here."""
         service = Service(self.settings(**flags))
         failure: list[BaseException] = []
 
         def run() -> None:
             try:
-                with service.worker() as worker:
-                    worker.run(service.stop)
+                service.consume()
             except BaseException as error:  # noqa: BLE001  # carried to the test's own thread
                 failure.append(error)
 

@@ -161,6 +161,7 @@ def _tell(counts: SweepCounts) -> None:
 
 def _service(settings: Settings, drain_timeout_s: float, *, tail: bool, sweep: bool) -> RelayService:
     from cdc_relay import logs
+    from cdc_relay.interpreter import tune_interpreter
     from cdc_relay.kafka.publisher import KafkaPublisher
 
     logs.configure(settings.log, program="cdc-relay")
@@ -169,18 +170,5 @@ def _service(settings: Settings, drain_timeout_s: float, *, tail: bool, sweep: b
     from cdc_relay.service import RelayService
 
     service = RelayService(settings, publisher, tail=tail, sweep=sweep, drain_timeout_s=drain_timeout_s)
-    _tune_interpreter()
+    tune_interpreter()
     return service
-
-
-def _tune_interpreter() -> None:
-    """Settings of the interpreter for a process whose one purpose is to move rows."""
-    import gc
-    import sys
-
-    # A thread that has a row to send waits no longer than this for one that writes statuses (5 ms by default).
-    sys.setswitchinterval(0.0005)
-    # Rows in flight are no garbage, and make no cycles: looking through them again and again is wasted, and through
-    # what was imported too.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)

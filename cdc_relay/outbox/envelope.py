@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import tzinfo
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -151,8 +150,7 @@ def is_legal_topic(topic: str) -> bool:
     return _TOPIC.match(topic) is not None and topic not in (".", "..")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A record's value, as the consumer needs it."""
 
     outbox_id: int

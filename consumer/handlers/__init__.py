@@ -8,4 +8,4 @@ from consumer.registry import HandlerRegistry
 
 def default_registry() -> HandlerRegistry:
     """Every handler that ships."""
-    return HandlerRegistry([chat_history.HANDLER])
+    return HandlerRegistry([chat_history.handler()])

@@ -207,8 +207,9 @@ def test_every_outcome_is_a_series_from_the_start() -> None:
 def test_a_batch_is_counted() -> None:
     registry = CollectorRegistry()
     counted = ConsumerMetrics(registry, clock=lambda: 1000.0)
-    counted.turned(Counts({Outcome.CONSUMED: 3, Outcome.DEAD: 1}), 0.02, parked_keys=2)
-    counted.turned(Counts(), 0.0, parked_keys=2)
+    worker = counted.worker()
+    worker.turned(Counts({Outcome.CONSUMED: 3, Outcome.DEAD: 1}), 0.02, parked_keys=2)
+    worker.turned(Counts(), 0.0, parked_keys=2)
     assert sample(registry, "cdc_consumer_records_total", outcome="consumed") == 3
     assert sample(registry, "cdc_consumer_batch_seconds_count") == 1
     assert sample(registry, "cdc_consumer_parked_keys") == 2
@@ -222,19 +223,20 @@ def test_health_is_a_turning_loop_and_readiness_is_taking_part() -> None:
     state = ConsumerMetrics(registry, clock=lambda: now[0])
     assert state.health().ok
     assert not state.ready().ok
-    state.looked(2, 17)
+    worker = state.worker()
+    worker.looked(2, 17)
     assert state.ready().ok
     assert sample(registry, "cdc_consumer_lag_records") == 17
 
-    state.outage(DatabaseUnavailable("MySQL is away"))
+    worker.outage(DatabaseUnavailable("MySQL is away"))
     assert state.health().ok
     assert not state.ready().ok
     assert "MySQL is away" in state.ready().checks["outage"]
     assert sample(registry, "cdc_consumer_database_retries_total") == 1
-    state.outage(KafkaUnavailable("away"))
+    worker.outage(KafkaUnavailable("away"))
     assert sample(registry, "cdc_consumer_kafka_retries_total") == 1
 
-    state.turned(Counts(), 0.0, parked_keys=0)
+    worker.turned(Counts(), 0.0, parked_keys=0)
     assert state.ready().ok
     now[0] += metrics.STUCK_AFTER_S + 1
     assert not state.health().ok
