@@ -162,6 +162,57 @@ def test_a_chat_is_found_as_the_database_compares(world: World) -> None:
     assert [history.chat_id for history in world.histories()] == ["abc", "ABC"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM agent_chats WHERE chat_id = 'a'",
+        "UPDATE agent_chats SET user_id = 8 WHERE chat_id = 'a'",
+        "UPDATE agent_chats SET chat_id = 'z' WHERE chat_id = 'a'",
+    ],
+)
+def test_a_remembered_chat_that_is_gone_or_anothers_is_no_chat(either_world: World, change: str) -> None:
+    world = either_world
+    world.add_chats("a", "b")
+    world.send([payload("a", "one"), payload("b", "one")])
+    with world.worker() as worker:
+        assert world.take(worker, 2) == {Outcome.CONSUMED: 2}
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql(change)
+        world.send([payload("a", "two"), payload("b", "two")])
+        assert world.take(worker, 2) == {Outcome.FAILED: 1, Outcome.CONSUMED: 1}
+    assert world.messages() == {"a": ["one"], "b": ["one", "two"]}
+    assert world.message_counts()["b"] == 2
+
+
+def test_a_chat_that_was_made_anew_is_counted_in_its_new_row(either_world: World) -> None:
+    world = either_world
+    world.add_chats("a", "b")
+    world.send([payload("a", "one"), payload("b", "one")])
+    with world.worker() as worker:
+        assert world.take(worker, 2) == {Outcome.CONSUMED: 2}
+        with world.engine.begin() as connection:  # each now has the id that the other one had
+            connection.exec_driver_sql("UPDATE agent_chats SET chat_id = IF(chat_id = 'a', 'c', 'a') ORDER BY id")
+            connection.exec_driver_sql("UPDATE agent_chats SET chat_id = 'b' WHERE chat_id = 'c'")
+            connection.exec_driver_sql("UPDATE agent_chats SET message_count = 0")
+        world.send([payload("a", "two"), payload("a", "three"), payload("b", "two")])
+        assert world.take(worker, 3) == {Outcome.CONSUMED: 3}
+    assert world.message_counts() == {"a": 2, "b": 1}
+
+
+def test_many_chats_in_one_batch_are_each_counted_with_their_own_times(either_world: World) -> None:
+    world = either_world
+    chats = [f"chat-{n}" for n in range(1_200)]  # more than are looked up at a time
+    world.add_chats(*chats)
+    world.send([payload(chat, "x") for chat in chats] + [payload(chat, "y") for chat in chats[::3]])
+    with world.worker(consumer__batch_rows=5_000, consumer__batch_wait_s=5.0) as worker:
+        assert world.take(worker, 1_600) == {Outcome.CONSUMED: 1_600}
+    for n in (0, 1, 600, 1_199):
+        chat = world.chat(chats[n])
+        second = 1_200 + n // 3 if n % 3 == 0 else n
+        assert (chat.message_count, chat.last_message_at) == (2 - bool(n % 3), WRITTEN + timedelta(seconds=second))
+    assert sum(world.message_counts().values()) == 1_600
+
+
 def test_at_max_retry_a_row_is_dead_and_its_key_goes_on(world: World) -> None:
     world.send([payload("a", "one")], max_retry=2)
     world.send([payload("a", "two")])
@@ -175,6 +226,20 @@ def test_at_max_retry_a_row_is_dead_and_its_key_goes_on(world: World) -> None:
         assert world.take(worker, 1) == {Outcome.CONSUMED: 1}
     assert [row.status for row in world.rows().values()] == ["dead", "consumed"]
     assert world.messages() == {"a": ["two"]}
+
+
+@pytest.mark.parametrize("mode", ["NO_BACKSLASH_ESCAPES", "ANSI", "NO_BACKSLASH_ESCAPES,ANSI_QUOTES", ""])
+def test_every_text_comes_through_whatever_the_sql_mode_of_the_server(world: World, mode: str) -> None:
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("SET GLOBAL sql_mode = %s", (mode,))
+    try:
+        world.add_chats("a", 'it\'s \\ "b"')
+        world.send([payload('it\'s \\ "b"', message) for message in NASTY])
+        assert world.consume(len(NASTY)) == {Outcome.CONSUMED: len(NASTY)}
+    finally:
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql("SET GLOBAL sql_mode = DEFAULT")
+    assert [history.message for history in world.histories()] == NASTY
 
 
 def test_one_message_too_long_for_the_applications_column_costs_only_itself(world: World) -> None:

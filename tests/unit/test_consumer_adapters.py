@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import threading
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import KafkaError as Reported
 from confluent_kafka.admin import AdminClient
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import DataError, OperationalError
 
@@ -26,14 +30,20 @@ from cdc_relay.errors import (
     RetryableRow,
     RowError,
 )
-from consumer import kafka_errors, metrics, topics
+from consumer import kafka_errors, topics
 from consumer.handlers import default_registry
-from consumer.metrics import ConsumerMetrics
+from consumer.metrics import STUCK_AFTER_S, ConsumerMetrics
 from consumer.outage import LONGEST_WAIT_S, ride_out_with
 from consumer.plan import Counts, Outcome
-from consumer.properties import admin_properties, consumer_properties, make_client, producer_properties
+from consumer.properties import (
+    admin_properties,
+    consumer_properties,
+    make_client,
+    member_properties,
+    producer_properties,
+)
 from consumer.registry import Handler, HandlerRegistry
-from consumer.unit_of_work import translate_refusal
+from consumer.unit_of_work import quoted, translate_refusal
 from tests.consumer_fakes import note_handler
 
 
@@ -78,6 +88,12 @@ def test_properties_meant_for_the_relay_and_for_consumers_each_reach_their_clien
     assert not {"session.timeout.ms", "transactional.id"} & producer.keys()
     assert not {"linger.ms", "session.timeout.ms"} & admin_properties(given).keys()
     assert all(each["socket.keepalive.enable"] for each in (consumer, producer, admin_properties(given)))
+
+
+def test_members_of_one_program_have_names_of_their_own_where_members_have_names() -> None:
+    named = consumer_properties(kafka(group_instance_id="host-1"), "group")
+    assert [member_properties(named, n)["group.instance.id"] for n in range(2)] == ["host-1-0", "host-1-1"]
+    assert "group.instance.id" not in member_properties(consumer_properties(kafka(), "group"), 1)
 
 
 def test_librdkafka_takes_the_properties() -> None:
@@ -238,9 +254,55 @@ def test_health_is_a_turning_loop_and_readiness_is_taking_part() -> None:
 
     worker.turned(Counts(), 0.0, parked_keys=0)
     assert state.ready().ok
-    now[0] += metrics.STUCK_AFTER_S + 1
+    now[0] += STUCK_AFTER_S + 1
     assert not state.health().ok
     assert not state.ready().ok
+
+
+def test_what_several_workers_report_is_added_up() -> None:
+    registry = CollectorRegistry()
+    now = [1000.0]
+    metrics = ConsumerMetrics(registry, clock=lambda: now[0])
+    one, other = metrics.worker(), metrics.worker()
+    one.looked(3, 17)
+    assert math.isnan(sample(registry, "cdc_consumer_lag_records") or 0.0), "the other has not said yet"
+    other.looked(2, 5)
+    one.turned(Counts({Outcome.CONSUMED: 3}), 0.02, parked_keys=2)
+    other.turned(Counts({Outcome.CONSUMED: 4}), 0.02, parked_keys=1)
+    assert sample(registry, "cdc_consumer_lag_records") == 22
+    assert sample(registry, "cdc_consumer_assigned_partitions") == 5
+    assert sample(registry, "cdc_consumer_parked_keys") == 3
+    assert sample(registry, "cdc_consumer_records_total", outcome="consumed") == 7
+    assert metrics.state()["Records consumed"] == 7
+
+
+def test_one_worker_that_hangs_or_waits_is_told_of_the_whole_program() -> None:
+    now = [1000.0]
+    metrics = ConsumerMetrics(CollectorRegistry(), clock=lambda: now[0])
+    one, other = metrics.worker(), metrics.worker()
+    one.looked(6, 0)
+    assert metrics.ready().ok, "more workers than partitions are no error"
+    other.outage(DatabaseUnavailable("away"))
+    one.turned(Counts(), 0.0, parked_keys=0)
+    assert not metrics.ready().ok
+    other.turned(Counts(), 0.0, parked_keys=0)
+    assert metrics.ready().ok
+    now[0] += STUCK_AFTER_S + 1
+    one.turned(Counts(), 0.0, parked_keys=0)
+    assert not metrics.health().ok
+
+
+# --- SQL
+
+
+@given(st.text())
+def test_a_quoted_text_ends_where_it_is_meant_to(value: str) -> None:
+    literal = quoted(value)
+    assert literal[0] == literal[-1] == "'"
+    # As MySQL reads it: after a backslash any character, a quote only doubled.
+    inside = re.fullmatch(r"(?:[^'\\]|\\.|'')*", literal[1:-1], re.DOTALL)
+    assert inside
+    assert re.sub(r"\\(.)|''", lambda found: found[1] or "'", inside[0], flags=re.DOTALL) == value
 
 
 # --- registry
