@@ -221,7 +221,9 @@ def two_phase_stop(stop: threading.Event, drain_timeout_s: float) -> Iterator[No
     def on_signal(number: int, _: FrameType | None) -> None:
         # No logging here: the signal may have come in the middle of it.
         if stop.is_set():
-            os._exit(130 if number == signal.SIGINT else 1)
+            name = signal.Signals(number).name
+            os.write(2, f"cdc-consumer: {name} again: ending at once; the next start goes on\n".encode())
+            os._exit(1)
         stop.set()
         watch.start()
 

@@ -246,7 +246,8 @@ def test_a_second_signal_ends_it_at_once(world: World, tmp_path: Path) -> None:
             return process.poll() is not None
 
         eventually(interrupted, "the end of the process")
-        assert process.wait() == 130, log.read_text()
+        assert process.wait() == 1, log.read_text()
+    assert "SIGINT again" in log.read_text()
 
 
 def test_the_drain_timeout_bounds_the_stop(world: World, tmp_path: Path) -> None:
@@ -278,6 +279,17 @@ def test_a_table_that_is_gone_ends_the_program(world: World) -> None:
     assert world.consume(1) == {Outcome.CONSUMED: 1}
 
 
+def test_when_one_worker_fails_all_end_and_its_error_is_told(world: World) -> None:
+    world.add_chats("a")
+    with pytest.raises(DatabaseError, match=r"1146.*chat_histories"), world.running(consumer__workers=3) as service:
+        world.send([payload("a", "one")])
+        world.wait_consumed(1)
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql("RENAME TABLE chat_histories TO away")
+        world.send([payload("a", "two")])
+        eventually(service.stop.is_set, "the other workers told to end")
+
+
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
@@ -287,7 +299,7 @@ def test_a_table_that_is_gone_ends_the_program(world: World) -> None:
         ({"CDC_KAFKA__PROPERTIES": '{"security.protocol": "sasl_plaintext"}'}, 2, "kafka.properties"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_told_in_one_line(
+def test_what_is_wrong_at_the_start_is_told_in_one_line_and_a_hint(
     world: World, tmp_path: Path, change: dict[str, str], code: int, says: str
 ) -> None:
     url = world.engine.url
@@ -304,7 +316,8 @@ def test_what_is_wrong_at_the_start_is_told_in_one_line(
         )
     assert done.returncode == code, log.read_text()
     assert says in log.read_text()
-    assert log.read_text().count("\n") == 1
+    labels = [line.partition(": ")[0] for line in log.read_text().splitlines()]
+    assert labels in (["error"], ["error", "hint"])
 
 
 def test_servers_that_do_not_answer_are_named_after_a_bounded_time(

@@ -257,7 +257,7 @@ def modules_after(statement: str) -> set[str]:
 def test_importing_the_program_imports_no_library_at_all() -> None:
     loaded = modules_after("import cdc_relay.cli")
     ours = {name for name in loaded if name.partition(".")[0] in ("cdc_relay", "consumer")}
-    assert ours == {"cdc_relay", "cdc_relay.cli"}
+    assert ours == {"cdc_relay", "cdc_relay.cli", "cdc_relay.program"}
     assert loaded & {"typer", "typing_extensions", "asyncio", "logging", "traceback"} == set()
 
 

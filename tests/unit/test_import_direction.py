@@ -18,7 +18,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # A module may import from its own layer and from those above it in this table.
     "values": (
         *("cdc_relay", "cdc_relay.errors", "cdc_relay.masking", "cdc_relay.config", "cdc_relay.logs"),
-        "cdc_relay.interpreter",
+        *("cdc_relay.interpreter", "cdc_relay.program"),
         *("cdc_relay.outbox", "cdc_relay.binlog", "cdc_relay.binlog.position"),
         # From bytes to rows, without any connection.
         *("cdc_relay.binlog.packed", "cdc_relay.binlog.packets", "cdc_relay.binlog.events", "cdc_relay.binlog.payload"),
@@ -62,7 +62,7 @@ KEPT_OUT_OF_LOGIC = ("pymysqlreplication", "confluent_kafka", "tenacity")
 #: All that the consumer may know of the relay.
 SHARED = (
     *("cdc_relay.outbox", "cdc_relay.errors", "cdc_relay.config", "cdc_relay.masking", "cdc_relay.logs"),
-    *("cdc_relay.admin", "cdc_relay.interpreter"),
+    *("cdc_relay.admin", "cdc_relay.interpreter", "cdc_relay.program"),
 )
 
 #: Who may use the throwaway servers.
