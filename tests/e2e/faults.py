@@ -1,6 +1,7 @@
 """``make faults``: a random mix of all faults while writers write, then the verdict. Exit code 1 on any violation.
 
-``FAULTS_SEED`` (printed when it was not given) repeats the choice of faults, ``FAULTS_MINUTES`` says for how long.
+``FAULTS_SEED`` (printed when it was not given) repeats the choice of faults, of the reader and of the write-back mode;
+``FAULTS_MINUTES`` says for how long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import pymysql
 from sqlalchemy.exc import DBAPIError
 
+from cdc_relay.acknowledged import AcknowledgedFile
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.e2e.programs import Program
@@ -27,6 +29,8 @@ from tests.e2e.stack import Stack, stack_on
 from tests.e2e.verdict import Verdict
 
 IN_FLIGHT = 2_000
+READERS = ("wire", "library")
+MODES = ("status", "lazy", "none")
 
 
 class World:
@@ -43,9 +47,7 @@ class World:
         self.faults: dict[str, Callable[[random.Random], None]] = {
             "SIGKILL of a relay": self._kill_a_relay,
             "SIGKILL of the consumer": lambda _: self._again(stack.consumer),
-            "SIGKILL of all programs": lambda _: (
-                [self._again(p) for p in (stack.relay, other, stack.consumer)] and None
-            ),
+            "SIGKILL of all programs": lambda _: self._kill_all(),
             "SIGTERM of a relay": self._stop_a_relay,
             "a relay freezes": self._freeze_a_relay,
             "KILL of every connection": lambda _: self._kill_connections(),
@@ -146,11 +148,12 @@ class World:
     def _damage(self, chance: random.Random) -> None:
         for relay in (self._stack.relay, self._other):
             relay.kill()
-            path = Path(relay.settings["CDC_CHECKPOINT__PATH"])
-            if path.exists():
-                raw = bytearray(path.read_bytes())
-                raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
-                path.write_bytes(raw[: chance.choice((len(raw), len(raw) // 2))])
+            checkpoint = Path(relay.settings["CDC_CHECKPOINT__PATH"])
+            for path in (checkpoint, AcknowledgedFile.beside(checkpoint).path):
+                raw = bytearray(path.read_bytes() if path.exists() else b"")
+                if raw:
+                    raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+                    path.write_bytes(raw[: chance.choice((len(raw), len(raw) // 2))])
             start(relay)
 
     def _sql(self, statement: str) -> None:
@@ -178,6 +181,8 @@ def say(text: str) -> None:
 def run(seed: int, minutes: float) -> Verdict:
     """Mix faults for so long; the verdict."""
     chance = random.Random(seed)
+    reader, mode = chance.choice(READERS), chance.choice(MODES)
+    say(f"tail.reader = {reader}, writeback.mode = {mode}")
     happened: Counter[str] = Counter()
     with ExitStack() as closing:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="cdc-relay-faults-")))
@@ -194,6 +199,8 @@ def run(seed: int, minutes: float) -> Verdict:
                 folder,
                 through=mysql_proxy.port,
                 tail__max_in_flight_rows=IN_FLIGHT,
+                tail__reader=reader,
+                writeback__mode=mode,
             )
         )
         other = closing.enter_context(
