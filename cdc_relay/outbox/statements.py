@@ -205,8 +205,8 @@ class OutboxStatements:
         Not those that a consumer has parked, nor those that were requeued: when their token is empty, it has been
         renewed for another delivery.
         """
-        sql = f"SELECT id FROM {self.table} WHERE id IN :ids AND published_at IS NULL AND NOT {_KEEPS_NOTE}"
-        return set(connection.execute(_with_ids(sql), {"ids": list(ids)}).scalars())
+        sql = f"SELECT id FROM {self.table} WHERE id IN ({_listed(ids)}) AND published_at IS NULL AND NOT {_KEEPS_NOTE}"
+        return set(connection.exec_driver_sql(sql).scalars())
 
     def count_by_status(self, connection: Connection) -> dict[str, int]:
         """Rows per status, over the index. Changes nothing."""
@@ -320,15 +320,15 @@ class OutboxStatements:
         (``unsettled``).
         """
         sql = (
-            f"UPDATE {self.table} SET published_at = :now, updated_at = :now, "
+            f"UPDATE {self.table} SET published_at = %(now)s, updated_at = %(now)s, "
             f"last_error = IF(status = 'pending' AND NOT {_KEEPS_NOTE}, "
             f"{self._cleared(connection)}, last_error), "
             "next_retry_at = IF(status = 'pending', NULL, next_retry_at), "
             "status = IF(status = 'pending', 'published', status) "
-            "WHERE id IN :ids AND published_at IS NULL "
-            "AND ((status = 'pending' AND retry_count = :retry_count) OR status IN ('published', 'consumed'))"
+            f"WHERE id IN ({_listed(ids)}) AND published_at IS NULL "
+            "AND ((status = 'pending' AND retry_count = %(retry_count)s) OR status IN ('published', 'consumed'))"
         )
-        return connection.execute(_with_ids(sql), {"ids": list(ids), "retry_count": retry_count, "now": now}).rowcount
+        return connection.exec_driver_sql(sql, {"retry_count": retry_count, "now": now}).rowcount
 
     def mark_undelivered(
         self, connection: Connection, row_id: int, retry_count: int, attempt: NextAttempt, reason: str, now: datetime
