@@ -13,6 +13,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.logs import get_logger
@@ -40,6 +41,7 @@ class AcknowledgedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = Lock()
         self._file: int | None = None
         self._failed = False
 
@@ -63,10 +65,11 @@ class AcknowledgedFile:
         """Keep it in place of the last. Threads may do so at once: the older one may win, and costs duplicates."""
         text = f"{acknowledged.server} {acknowledged.position} {acknowledged.file_created_at}"
         try:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.pwrite(self._file, f"{_checksum(text)} {text}".encode("ascii").ljust(_BYTES)[:_BYTES], 0)
+            with self._lock:
+                if self._file is None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+                os.pwrite(self._file, f"{_checksum(text)} {text}".encode("ascii").ljust(_BYTES)[:_BYTES], 0)
         except (OSError, ValueError) as error:
             if not self._failed:
                 log.warning(
@@ -81,10 +84,11 @@ class AcknowledgedFile:
             self.path.unlink()
 
     def close(self) -> None:
-        """Close the file; the next note opens it again."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        """Close the file; the next note opens it again, or makes it anew where somebody has removed it."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
 
 
 def _checksum(text: str) -> str:

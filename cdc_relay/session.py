@@ -350,6 +350,7 @@ class Session:
             return
         try:
             if self._parts.checkpointer.save(checkpoint, force=force):
+                self._parts.acknowledged.close()  # the folder may be another one since the last time
                 self._parts.metrics.checkpoint_writes.inc()
                 self._parts.metrics.checkpoint_timestamp_seconds.set(checkpoint.written_at)
         except LeadershipLost:

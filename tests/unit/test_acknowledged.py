@@ -59,6 +59,15 @@ def test_where_it_cannot_be_written_nothing_fails(tmp_path: Path) -> None:
     file.reset()
 
 
+def test_it_is_made_anew_where_its_folder_was_removed(file: AcknowledgedFile) -> None:
+    file.note(noted(5))
+    file.path.unlink()
+    file.path.parent.rmdir()
+    file.close()
+    file.note(noted(6))
+    assert file.load() == noted(6)
+
+
 def test_it_is_forgotten(file: AcknowledgedFile) -> None:
     file.note(noted(5))
     file.reset()
