@@ -249,6 +249,10 @@ class ConsumerSettings(_Section):
         16 * 2**20, description="a batch of this size takes no more records"
     )
     batch_wait_s: Seconds = Field(0.05, description="longest wait for a batch to fill once it has a record")
+    row_image: Literal["minimal", "server"] = Field(
+        "minimal",
+        description="of the consumer's writes in the binlog, as writeback.row_image is of the relay's",
+    )
     dead_letter_suffix: str = Field(
         ".dlq", min_length=1, pattern=r"^[a-zA-Z0-9._-]+$", description="a topic's dead letters go to topic + suffix"
     )

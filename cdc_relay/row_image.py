@@ -1,9 +1,9 @@
-"""How much of a row the relay's own UPDATEs put into the binlog.
+"""How much of a row our own writes put into the binlog: the relay's UPDATEs, and what the consumer writes.
 
 MySQL logs a changed row whole, before and after: the payload twice, to say that four small columns have changed. With
-``binlog_row_image = MINIMAL`` it logs the primary key and the columns that were set. That is set for the relay's own
-sessions, which insert nothing: what the application writes stays in the binlog as the server is told to keep it, and
-that is what the tailer reads. (MySQL manual, "Binary Logging Options and Variables"; MariaDB has the variable too.)
+``binlog_row_image = MINIMAL`` it logs the primary key and the columns that were set. That is set for our own sessions,
+which insert nothing into the outbox: what the application writes stays in the binlog as the server is told to keep it,
+and that is what the tailer reads. (MySQL manual, "Binary Logging Options and Variables"; MariaDB has the variable too.)
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ SET_MINIMAL = "SET SESSION binlog_row_image = 'MINIMAL'"
 _REFUSALS = frozenset({1227, 1193})
 
 
-def log_changes_only(engine: Engine) -> None:
+def log_changes_only(engine: Engine, setting: str) -> None:
     """Let every connection that ``engine`` makes from now on log no more of a row than what was changed.
 
-    Where the account may not, the server's own setting holds, and that is said once.
+    Where the account may not, the server's own setting holds, and that is said once. ``setting`` is the one of ours
+    that asks for this.
     """
     said = False
 
@@ -44,7 +45,7 @@ def log_changes_only(engine: Engine) -> None:
             if not said:
                 said = True
                 log.info(
-                    f"the relay's UPDATEs are logged as the server's binlog_row_image says: {translate(error).message}",
+                    f"our writes are logged as the server's binlog_row_image says: {translate(error).message}",
                     action="row_image_refused",
-                    hint="grant the privilege to keep the binlog small, or set writeback.row_image to server",
+                    hint=f"grant the privilege to keep the binlog small, or set {setting} to server",
                 )

@@ -73,7 +73,7 @@ class RelayService:
         self._drain_timeout_s = drain_timeout_s
         self._engine = make_engine(settings.database, pool_size=5)
         if settings.writeback.row_image == "minimal":
-            log_changes_only(self._engine)
+            log_changes_only(self._engine, "writeback.row_image")
         self._leadership = Leadership(self._engine, lock_names(settings.name, tail=tail, sweep=sweep))
         self._registry = process_registry()
         self._metrics = RelayMetrics(self._registry)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from typing import Any, NamedTuple
 
 from cdc_relay.errors import RelayError
+from cdc_relay.outbox.clock import to_column
 
 Partition = tuple[str, int]
 """Topic and partition number."""
@@ -21,7 +23,7 @@ class KafkaRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     read_headers: Callable[[], Any]
-    """Pairs of name and bytes, or None. Only a dead letter needs them, and they cost more than all the rest."""
+    """Pairs of name and bytes, or None. To read them costs more than all the rest."""
 
     @property
     def home(self) -> Partition:
@@ -32,8 +34,27 @@ class KafkaRecord(NamedTuple):
         """Bytes of key and value."""
         return len(self.key or b"") + len(self.value or b"")
 
+    def written_at(self, zone: tzinfo) -> datetime | None:
+        """When the row was written, as its column has it in ``zone``; None where the headers do not say."""
+        for name, value in self.read_headers() or ():
+            if name == "created_at":
+                try:
+                    instant = datetime.fromisoformat(value.decode())
+                except (ValueError, AttributeError):  # no time, no UTF-8, no value
+                    return None
+                return to_column(instant, zone) if instant.tzinfo else None
+        return None
+
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+class SentRow(NamedTuple):
+    """What a record itself tells of its row."""
+
+    id: int
+    created_at: datetime
+    """As the column has it."""
 
 
 class NoRow(RelayError):

@@ -52,6 +52,8 @@ class Plan:
 
     events: dict[str, list[Event[Any]]] = field(default_factory=dict)
     """To be applied, by biz_type, in the order in which they came."""
+    consumed: list[LockedRow] = field(default_factory=list)
+    """The rows of these events, where they were read."""
     failures: list[Failure] = field(default_factory=list)
     parked: dict[tuple[int, datetime], list[LockedRow]] = field(default_factory=dict)
     """To be put back into the table: by the id that each waits for, and the time of their next attempt."""
@@ -65,6 +67,11 @@ class Plan:
     """Dead before, and their keys wait for an operator: nothing is written."""
     repeated: int = 0
     """Records whose row this batch has met before."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Every record was met for the first time, and is consumed now."""
+        return not (self.failures or self.parked or self.waiting or self.missing or self.finished or self.repeated)
 
     def counts(self) -> Counts:
         """How many records of each outcome; those without a row count once they are in the dead-letter topic."""
@@ -82,11 +89,8 @@ class Plan:
     def update(self, parking: Parking) -> None:
         """Tell ``parking`` what the table holds once this plan is committed."""
         if parking:
-            for row in self.finished:
+            for row in (*self.finished, *self.consumed):
                 parking.release(row.message_key, row.id)
-            for events in self.events.values():
-                for event in events:
-                    parking.release(event.row.message_key, event.row.id)
         for failure in self.failures:
             (parking.died if failure.attempt.at is None else parking.hold)(failure.row.message_key, failure.row.id)
         for rows in (*self.parked.values(), self.waiting, self.blocking):
@@ -168,4 +172,5 @@ def make_plan(
                 due[row.id] = failure.attempt.at
         else:
             plan.events.setdefault(delivery.biz_type, []).append(Event(row, delivery.payload))
+            plan.consumed.append(row)
     return plan

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from cdc_relay.errors import PoisonRow, RelayError, RetryableRow, RowError
 from cdc_relay.logs import OncePerKind, get_logger
-from cdc_relay.outbox.row import LockedRow
 from consumer.unit_of_work import DATABASE_ERRORS, UnitOfWork
 
 P = TypeVar("P")
@@ -16,10 +16,20 @@ P = TypeVar("P")
 _troubles = OncePerKind(get_logger(__name__), every_s=60.0)
 
 
-class Event(NamedTuple, Generic[P]):
-    """A message to be applied: its outbox row, locked, and its payload as the handler has read it."""
+class MessageRow(Protocol):
+    """What a handler may know of an outbox row, which is locked."""
 
-    row: LockedRow
+    @property
+    def id(self) -> int: ...
+    @property
+    def created_at(self) -> datetime | None:
+        """When the message was written: naive, in ``database.timezone``."""
+
+
+class Event(NamedTuple, Generic[P]):
+    """A message to be applied: its outbox row, and its payload as the handler has read it."""
+
+    row: MessageRow
     payload: P
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from itertools import islice
 from threading import Event as StopFlag
-from typing import Protocol
+from typing import Any, Protocol
 
 from cdc_relay.errors import DatabaseError, PoisonRow, RelayError, RowError
 from cdc_relay.logs import OncePerKind, get_logger
@@ -21,9 +21,9 @@ from cdc_relay.outbox.clock import to_column, utc_now
 from cdc_relay.outbox.envelope import MalformedEnvelope, decode
 from cdc_relay.outbox.parking import Ordering, Parking
 from cdc_relay.outbox.row import LockedRow
-from consumer.delivery import DeadLetter, Delivery, KafkaRecord, NoRow, Partition
+from consumer.delivery import DeadLetter, Delivery, KafkaRecord, NoRow, Partition, SentRow
 from consumer.plan import Counts, Outcome, Plan, make_plan
-from consumer.registry import HandlerRegistry, Refused
+from consumer.registry import Event, HandlerRegistry, Refused
 from consumer.unit_of_work import UnitOfWork, UnitOfWorkFactory
 
 #: Ids of one key that are asked for at a time when a row seems to be blocked.
@@ -80,6 +80,7 @@ class Worker:
         self._on_turn = on_turn
         self._parking = Parking(ordering)
         self._parking_is_of = 0
+        self._is_plain = False  # the last batch held nothing but rows that were met for the first time
 
     def run(self, stop: StopFlag) -> None:
         """Until ``stop`` is set. Raises RelayError for what waiting does not cure."""
@@ -184,8 +185,40 @@ class Worker:
             refused |= reasons
 
     def _transact(self, deliveries: Sequence[Delivery], refused: Mapping[int, RowError], now: datetime) -> Plan:
-        """Lock, decide, apply, mark, commit. Raises whatever a handler or the database raises, nothing being kept."""
+        """One transaction. Raises whatever a handler or the database raises, nothing being kept."""
         deliveries = [delivery for delivery in deliveries if delivery.outbox_id is not None]
+        if self._is_plain and not refused and not self._parking:
+            plan = self._transact_unseen(deliveries, now)
+            if plan is not None:
+                return plan
+        plan = self._transact_seen(deliveries, refused, now)
+        self._is_plain = plan.is_plain
+        return plan
+
+    def _transact_unseen(self, deliveries: Sequence[Delivery], now: datetime) -> Plan | None:
+        """Mark, apply, commit; None, nothing being kept, when a row among them needs a look.
+
+        The UPDATE that marks the rows locks them as well, and its count tells whether each was still to be consumed.
+        So the rows of an ordinary batch, which are all met for the first time, need not be read.
+        """
+        events: dict[str, list[Event[Any]]] = {}
+        for delivery in deliveries:
+            written_at = delivery.record.written_at(self._zone)
+            if written_at is None or delivery.outbox_id is None:
+                return None
+            row = SentRow(delivery.outbox_id, written_at)
+            events.setdefault(delivery.biz_type, []).append(Event(row, delivery.payload))
+        ids = sorted(_first_of_each(deliveries))
+        with self._unit_of_work(now) as work:
+            found = work.outbox.consume_undecided(work.connection, ids, work.now)
+            if found == len(deliveries):
+                self._handle(work, events)
+                work.commit()
+                return Plan(events)
+        return None
+
+    def _transact_seen(self, deliveries: Sequence[Delivery], refused: Mapping[int, RowError], now: datetime) -> Plan:
+        """Lock and read, decide, apply, mark, commit."""
         with self._unit_of_work(now) as work:
             rows = work.outbox.lock_rows(work.connection, sorted(_first_of_each(deliveries)))
             plan = make_plan(
@@ -197,18 +230,20 @@ class Worker:
                 next_attempt=lambda row: self._next_attempt(row, now),
                 soon=to_column(now + timedelta(seconds=self._backoff.delay_s(1)), self._zone),
             )
-            for biz_type, events in plan.events.items():
-                self._registry.apply(work, biz_type, events)
+            self._handle(work, plan.events)
             self._mark(work, plan)
             work.commit()
         plan.update(self._parking)
         return plan
 
+    def _handle(self, work: UnitOfWork, events: Mapping[str, Sequence[Event[Any]]]) -> None:
+        for biz_type, of_type in events.items():
+            self._registry.apply(work, biz_type, of_type)
+
     def _mark(self, work: UnitOfWork, plan: Plan) -> None:
         """Write what becomes of each row."""
-        consumed = [event.row.id for events in plan.events.values() for event in events]
-        if consumed:
-            work.outbox.mark_consumed(work.connection, consumed, work.now)
+        if plan.consumed:
+            work.outbox.mark_consumed(work.connection, [row.id for row in plan.consumed], work.now)
         for failure in plan.failures:
             work.outbox.mark_failed(work.connection, failure.row.id, failure.attempt, failure.reason, work.now)
         for (behind, at), rows in plan.parked.items():

@@ -58,7 +58,12 @@ class FakeTables:
 class FakeOutbox:
     """``OutboxStatements`` as far as the consumer uses it; the connection is a ``FakeTables``."""
 
+    def __init__(self) -> None:
+        self.reads = 0
+        """How often rows were read to be decided on."""
+
     def lock_rows(self, tables: FakeTables, ids: Sequence[int]) -> dict[int, LockedRow]:
+        self.reads += 1
         return {
             row.id: LockedRow(
                 row.id,
@@ -96,6 +101,11 @@ class FakeOutbox:
     def mark_consumed(self, tables: FakeTables, ids: Sequence[int], now: datetime) -> int:
         return self._write(tables, ids, now, status="consumed", consumed_at=now, last_error=None, next_retry_at=None)
 
+    def consume_undecided(self, tables: FakeTables, ids: Sequence[int], now: datetime) -> int:
+        rows = [tables.rows[row_id] for row_id in ids if row_id in tables.rows]
+        undecided = [row.id for row in rows if row.status == "published" or row.published_at is None]
+        return self.mark_consumed(tables, undecided, now)
+
     def mark_failed(self, tables: FakeTables, row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> int:
         return self._write(
             tables,
@@ -124,6 +134,7 @@ class FakeDatabase:
         self.tables = FakeTables({row.id: row for row in rows})
         self.before_commit: Callable[[FakeTables], None] = lambda tables: None
         self.transactions = 0
+        self.outbox = FakeOutbox()
 
     @property
     def rows(self) -> dict[int, FakeRow]:
@@ -144,7 +155,7 @@ class FakeUnitOfWork:
     """Works on a copy, which a commit puts in the place of the committed tables."""
 
     def __init__(self, database: FakeDatabase, now: datetime) -> None:
-        self.outbox = FakeOutbox()
+        self.outbox = database.outbox
         self.now = to_column(now, UTC)
         self._database = database
 
@@ -225,8 +236,11 @@ def record(
     partition: int = 0,
     biz_type: str = "note",
     value: bytes | None = None,
+    written: bytes | None = b"2026-01-02T03:04:05+00:00",
 ) -> KafkaRecord:
-    """A record of row ``outbox_id``; its offset is the id unless it is given."""
+    """A record of row ``outbox_id``; its offset is the id unless it is given. ``written``: its header created_at."""
     if value is None:
         value = orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
-    return KafkaRecord("topic", partition, outbox_id if offset is None else offset, b"key", value, list)
+    headers = [("outbox_id", b"%d" % outbox_id), ("created_at", written)]
+    at = outbox_id if offset is None else offset
+    return KafkaRecord("topic", partition, at, b"key", value, lambda: headers)

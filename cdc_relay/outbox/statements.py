@@ -422,10 +422,22 @@ class OutboxStatements:
 
     def mark_consumed(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
         """pending or published -> consumed, for rows locked in this transaction whose effect stands in it."""
+        return self._consume(connection, ids, now, "status IN ('pending', 'published')")
+
+    def consume_undecided(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
+        """pending or published -> consumed, for rows whose effect follows in this transaction; how many there were.
+
+        Only those of ``ids`` on which no consumer has decided since their last delivery. The caller rolls back unless
+        that was all of them, since it cannot tell which.
+        """
+        undecided = "(status = 'published' OR status = 'pending' AND published_at IS NULL)"
+        return self._consume(connection, ids, now, undecided)
+
+    def _consume(self, connection: Connection, ids: Sequence[int], now: datetime, only: str) -> int:
         sql = (
             f"UPDATE {self.table} SET published_at = COALESCE(published_at, %(now)s), consumed_at = %(now)s, "
             f"last_error = {self._cleared(connection)}, next_retry_at = NULL, updated_at = %(now)s, "
-            f"status = 'consumed' WHERE id IN ({_listed(ids)}) AND status IN ('pending', 'published')"
+            f"status = 'consumed' WHERE id IN ({_listed(ids)}) AND {only}"
         )
         return connection.exec_driver_sql(sql, {"now": now}).rowcount
 

@@ -53,6 +53,7 @@ STEPS: dict[str, Step] = {
     "still_open, dead ones too": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING], dead_too=True),
     "blocking_dead": lambda outbox, at: sorted(outbox.blocking_dead(at)),
     "mark_consumed": lambda outbox, at: outbox.mark_consumed(at, [*IDS, MISSING], NOW),
+    "consume_undecided": lambda outbox, at: outbox.consume_undecided(at, [*IDS, MISSING], NOW),
     "mark_failed, to be tried again": lambda outbox, at: [
         outbox.mark_failed(at, row_id, NextAttempt(4, LATER), "why", NOW) for row_id in [*IDS, MISSING]
     ],

@@ -33,7 +33,7 @@ def engines() -> Iterator[Engines]:
     def make(url: str, *, minimal: bool) -> Engine:
         engine = make_engine(DatabaseSettings(url=url))
         if minimal:
-            log_changes_only(engine)
+            log_changes_only(engine, "writeback.row_image")
         made.append(engine)
         return engine
 

@@ -170,6 +170,9 @@ CASES: dict[str, Case] = {
     "discard_dead": Case(lambda s, c, i: s.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
     "discard_dead, all": Case(lambda s, c, _: s.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
     "mark_consumed": Case(lambda s, c, i: s.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}),
+    "consume_undecided": Case(
+        lambda s, c, i: s.consume_undecided(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
+    ),
     "mark_failed": Case(
         lambda s, c, i: s.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
     ),
@@ -367,6 +370,7 @@ def test_no_rows_are_no_error(outbox: Outbox) -> None:
         outbox.do(lambda c: statements.mark_published(c, [], 0, NOW)),
         outbox.do(lambda c: statements.lease(c, [], LATER, NOW)),
         outbox.do(lambda c: statements.mark_consumed(c, [], NOW)),
+        outbox.do(lambda c: statements.consume_undecided(c, [], NOW)),
         outbox.do(lambda c: statements.requeue_dead(c, [], NOW)),
     ):
         assert nothing == 0
@@ -545,6 +549,16 @@ def test_unsettled_are_failed_and_parked_rows_and_failed_ones_on_their_way_again
     outbox.insert(status="consumed", retry_count=1)
     outbox.insert(status="dead", retry_count=1)
     assert set(outbox.do(lambda c: list(outbox.statements.unsettled(c)))) == expected
+
+
+def test_a_row_that_a_consumer_has_put_back_is_decided_until_it_is_delivered_again(outbox: Outbox) -> None:
+    put_back = outbox.insert(retry_count=1, next_retry_at=LATER, published_at=BEFORE)
+    before = outbox.row(put_back)
+    assert outbox.do(lambda c: outbox.statements.consume_undecided(c, [put_back], NOW)) == 0
+    assert outbox.row(put_back) == before
+    outbox.do(lambda c: outbox.statements.lease(c, [put_back], LATER, NOW))
+    assert outbox.do(lambda c: outbox.statements.consume_undecided(c, [put_back, 999_999], NOW)) == 1
+    assert outbox.row(put_back)["status"] == CONSUMED
 
 
 def test_still_open_tells_the_next_attempt_of_rows_that_a_consumer_put_back(outbox: Outbox) -> None:

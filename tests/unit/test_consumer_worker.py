@@ -514,3 +514,115 @@ def test_without_an_order_a_row_that_cannot_be_applied_yet_holds_back_nobody(mon
     assert stage.turn() == {Outcome.FAILED: 1, Outcome.CONSUMED: 1}
     assert stage.turn() == {Outcome.CONSUMED: 1}
     assert stage.database.rows[1].retry_count == 1
+
+
+# --- ordinary batches, whose rows are not read
+
+
+def plain_stage(*batches: list[KafkaRecord], table: Sequence[FakeRow], **options: Any) -> Stage:
+    """A stage that has seen a batch with nothing special in it, and so expects no other."""
+    stage = Stage([FakeRow(1000), *table], [record(1000, "first")], *batches, **options)
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    stage.database.outbox.reads = 0
+    stage.database.notes.clear()
+    return stage
+
+
+def test_after_an_ordinary_batch_rows_are_not_read_but_marked() -> None:
+    stage = plain_stage([record(1), record(2)], [record(3)], table=[*rows(1, 2), FakeRow(3, status="pending")])
+    stage.database.rows[3].published_at = None  # the relay has not said yet that it was sent
+    assert stage.turn() == {Outcome.CONSUMED: 2}
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    assert stage.database.outbox.reads == 0
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2, 3]
+    assert set(stage.database.statuses().values()) == {"consumed"}
+    assert stage.source.committed == {("topic", 0): 4}
+
+
+@pytest.mark.parametrize(
+    ("special", "outcome"),
+    [
+        (FakeRow(2, status="consumed"), Outcome.DUPLICATE),
+        (FakeRow(2, status="dead"), Outcome.DUPLICATE),
+        (FakeRow(2, b"held", "pending", retry_count=1, next_retry_at=T0), Outcome.DUPLICATE),
+        (FakeRow(7), Outcome.NO_ROW),
+    ],
+)
+def test_a_row_that_needs_a_look_makes_the_batch_be_read(special: FakeRow, outcome: Outcome) -> None:
+    stage = plain_stage(
+        [record(1), record(2), record(3)], [record(4)], [record(5)], table=[*rows(1, 3, 4, 5, key=b""), special]
+    )
+    assert stage.turn() == {Outcome.CONSUMED: 2, outcome: 1}
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 3, 4]
+    is_scheduled = special.status == "pending"
+    assert stage.database.outbox.reads == 2, "the one before was special, so this one may be too"
+    assert stage.turn() == {Outcome.CONSUMED: 1}
+    assert stage.database.outbox.reads == 2 + is_scheduled, "unless a key is held back nothing is read any more"
+
+
+def test_a_record_that_comes_twice_in_an_ordinary_batch_has_one_effect() -> None:
+    stage = plain_stage([record(1), record(1), record(2)], table=rows(1, 2))
+    assert stage.turn() == {Outcome.CONSUMED: 2, Outcome.DUPLICATE: 1}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 2]
+
+
+@pytest.mark.parametrize("written", [None, b"yesterday", b"\xff", b"2026-01-02T03:04:05"])
+def test_a_record_that_does_not_say_when_its_row_was_written_is_read(written: bytes | None) -> None:
+    stage = plain_stage([record(1), record(2, written=written)], table=rows(1, 2))
+    assert stage.turn() == {Outcome.CONSUMED: 2}
+    assert stage.database.outbox.reads == 1
+
+
+def test_handlers_are_told_the_same_time_whether_the_row_is_read_or_not() -> None:
+    seen: list[datetime | None] = []
+
+    def apply(_: Any, events: Sequence[Any]) -> None:
+        seen.extend(event.row.created_at for event in events)
+
+    at = datetime(2026, 1, 2, 3, 4, 5, 678901)
+    table = [FakeRow(1, created_at=at), FakeRow(2, created_at=at), FakeRow(3, created_at=at)]
+    utc, elsewhere = b"2026-01-02T03:04:05.678901+00:00", b"2026-01-02T05:04:05.678901+02:00"
+    stage = Stage(
+        table,
+        *[[record(1, written=utc)], [record(2, written=utc)], [record(3, written=elsewhere)]],
+        handlers=registry(apply),
+    )
+    for _ in range(3):
+        stage.turn()
+    assert seen == [at, at, at]
+    assert stage.database.outbox.reads == 1
+
+
+def test_an_event_refused_in_an_ordinary_batch_costs_only_itself_and_its_key() -> None:
+    reasons: dict[int, RowError] = {2: RetryableRow("no chat")}
+    stage = plain_stage(
+        [record(1), record(2), record(3)],
+        [record(4), record(5)],
+        table=[*rows(1, key=b"a"), *rows(2, 3, 4, key=b"b"), *rows(5, key=b"c")],
+        handlers=refusing(reasons),
+    )
+    assert stage.turn() == {Outcome.CONSUMED: 1, Outcome.FAILED: 1, Outcome.PARKED: 1}
+    assert stage.turn() == {Outcome.PARKED: 1, Outcome.CONSUMED: 1}
+    assert [row_id for row_id, _ in stage.database.notes] == [1, 5]
+
+
+def test_a_poison_event_in_an_ordinary_batch_is_found_and_costs_only_itself() -> None:
+    ids = range(1, 33)
+    stage = plain_stage([record(i) for i in ids], table=rows(*ids), handlers=failing_on(20))
+    assert stage.turn() == {Outcome.DEAD: 1, Outcome.CONSUMED: 31}
+    assert [row_id for row_id, _ in stage.database.notes] == [i for i in ids if i != 20]
+
+
+def test_a_commit_of_an_ordinary_batch_whose_answer_was_lost_is_not_done_again() -> None:
+    stage = plain_stage([record(1)], table=rows(1))
+    lost = [DatabaseUnavailable("the answer was lost")]
+
+    def before_commit(tables: FakeTables) -> None:
+        if lost:
+            stage.database.tables = tables
+            raise lost.pop()
+
+    stage.database.before_commit = before_commit
+    assert stage.turn() == {Outcome.DUPLICATE: 1}
+    assert len(stage.database.notes) == 1

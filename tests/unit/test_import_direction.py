@@ -62,7 +62,7 @@ KEPT_OUT_OF_LOGIC = ("pymysqlreplication", "confluent_kafka", "tenacity")
 #: All that the consumer may know of the relay.
 SHARED = (
     *("cdc_relay.outbox", "cdc_relay.errors", "cdc_relay.config", "cdc_relay.masking", "cdc_relay.logs"),
-    *("cdc_relay.admin", "cdc_relay.interpreter", "cdc_relay.program"),
+    *("cdc_relay.admin", "cdc_relay.interpreter", "cdc_relay.program", "cdc_relay.row_image"),
 )
 
 #: Who may use the throwaway servers.
