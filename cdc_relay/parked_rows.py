@@ -26,15 +26,12 @@ Transaction = Callable[[], AbstractContextManager[Connection]]
 
 def refill(parking: SharedParking, transaction: Transaction, statements: OutboxStatements, *, held: bool) -> None:
     """Learn what is held back, as a relay must that was away or is another one. ``held`` is false when it is known that
-    no row waited for its next attempt; of dead rows nobody can know."""
-    if held and parking.ordering is not Ordering.NONE:
+    nothing was when the checkpoint was saved; of dead rows, and of those that were requeued since, nobody can know."""
+    dead_too = parking.ordering is Ordering.BLOCK_ON_DEAD
+    if dead_too or (held and parking.ordering is not Ordering.NONE):
         with transaction() as connection:
-            for row_id, key in statements.held_rows(connection):
+            for row_id, key in statements.held_rows(connection, dead_too=dead_too):
                 parking.hold(key, row_id)
-    if parking.ordering is Ordering.BLOCK_ON_DEAD:
-        with transaction() as connection:
-            for row_id, key in statements.blocking_dead(connection):
-                parking.died(key, row_id)
 
 
 class ParkedRows:

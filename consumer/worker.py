@@ -262,11 +262,9 @@ class Worker:
             return
         with self._unit_of_work(now()) as work:
             self._parking.clear()
-            for waiting in work.outbox.unsettled(work.connection):
+            dead_too = self._parking.ordering is Ordering.BLOCK_ON_DEAD
+            for waiting in work.outbox.unsettled(work.connection, dead_too=dead_too):
                 self._parking.hold(waiting.message_key, waiting.id)
-            if self._parking.ordering is Ordering.BLOCK_ON_DEAD:
-                for dead in work.outbox.blocking_dead(work.connection):
-                    self._parking.died(dead.message_key, dead.id)
         self._parking_is_of = assignments
 
     def _still_open(self, work: UnitOfWork, rows: Mapping[int, LockedRow]) -> dict[int, datetime | None]:

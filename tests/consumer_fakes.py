@@ -78,15 +78,16 @@ class FakeOutbox:
             for row in (tables.rows[row_id] for row_id in sorted(ids) if row_id in tables.rows)
         }
 
-    def unsettled(self, tables: FakeTables) -> Iterator[WaitingRow]:
+    def unsettled(self, tables: FakeTables, *, dead_too: bool = False) -> Iterator[WaitingRow]:
         for row in tables.rows.values():
             held = row.retry_count > 0 or row.published_at is not None or bool(row.last_error)
             failed = row.retry_count > 0 or bool(row.last_error)
-            if (row.status == "pending" and held) or (row.status == "published" and failed):
+            if (
+                (row.status == "pending" and held)
+                or (row.status == "published" and failed)
+                or (dead_too and row.blocks)
+            ):
                 yield WaitingRow(row.id, row.message_key)
-
-    def blocking_dead(self, tables: FakeTables) -> list[WaitingRow]:
-        return [WaitingRow(row.id, row.message_key) for row in tables.rows.values() if row.blocks]
 
     def still_open(
         self, tables: FakeTables, ids: Iterable[int], *, dead_too: bool = False

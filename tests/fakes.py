@@ -269,8 +269,9 @@ class FakeOutboxTable:
         )
         return [WaitingRow(row_id, self.rows[row_id].message_key) for row_id in found[:limit]]
 
-    def held_rows(self, _: Any) -> list[WaitingRow]:
-        return [WaitingRow(r.id, r.message_key) for r in self.rows.values() if r.status == "pending" and r.held]
+    def held_rows(self, _: Any, *, dead_too: bool = False) -> list[WaitingRow]:
+        held = (r for r in self.rows.values() if (r.status == "pending" and r.held) or (dead_too and r.blocks))
+        return [WaitingRow(row.id, row.message_key) for row in held]
 
     def blocking_dead(self, _: Any) -> list[WaitingRow]:
         return [WaitingRow(row.id, row.message_key) for row in self.rows.values() if row.blocks]

@@ -89,6 +89,11 @@ class OutboxStatements:
             self._no_error = "NULL" if column is None or column["Null"] == "YES" else "''"
         return self._no_error
 
+    def _dead(self, wanted: bool) -> str:
+        """A further part of a UNION: the dead rows that nobody has let go; or nothing."""
+        dead = f" UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'dead' AND NOT {_IS_DISCARDED}"
+        return dead if wanted else ""
+
     @staticmethod
     def database_now(connection: Connection) -> datetime:
         """The database's clock, as an instant. Changes nothing."""
@@ -181,9 +186,13 @@ class OutboxStatements:
         found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
         return [WaitingRow(int(row.id), _bytes(row.message_key)) for row in found]
 
-    def held_rows(self, connection: Connection) -> list[WaitingRow]:
-        """Every failed or parked row, due or not: what a starting relay must hold back. Changes nothing."""
-        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD})"
+    def held_rows(self, connection: Connection, *, dead_too: bool = False) -> list[WaitingRow]:
+        """Every failed or parked row, due or not: what a starting relay must hold back. Changes nothing.
+
+        With ``dead_too`` also every dead row that nobody has let go, by the same look: a row may die or be requeued
+        between two.
+        """
+        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD}){self._dead(dead_too)}"
         return [WaitingRow(int(r.id), _bytes(r.message_key)) for r in connection.execute(text(sql))]
 
     def blocking_dead(self, connection: Connection) -> list[WaitingRow]:
@@ -381,16 +390,16 @@ class OutboxStatements:
 
     # --- the consumer writes -----------------------------------------------------------------------------------
 
-    def unsettled(self, connection: Connection) -> Iterator[WaitingRow]:
+    def unsettled(self, connection: Connection, *, dead_too: bool = False) -> Iterator[WaitingRow]:
         """Every failed or parked row, waiting or on its way again, in no order: what a consumer must hold back when it
-        is given partitions. Changes nothing.
+        is given partitions. ``dead_too`` as in ``held_rows``. Changes nothing.
 
         Costs the server a microsecond or so for each row that is pending or published.
         """
         sql = (
             f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({_HELD}) "
             f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' "
-            "AND (retry_count > 0 OR COALESCE(last_error, '') <> '')"
+            f"AND (retry_count > 0 OR COALESCE(last_error, '') <> ''){self._dead(dead_too)}"
         )
         for row_id, key in connection.execute(text(sql), execution_options={"yield_per": 1000}):
             yield WaitingRow(int(row_id), _bytes(key))

@@ -51,7 +51,7 @@ STEPS: dict[str, Step] = {
     "unsettled": lambda outbox, at: set(outbox.unsettled(at)),
     "still_open": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING]),
     "still_open, dead ones too": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING], dead_too=True),
-    "blocking_dead": lambda outbox, at: sorted(outbox.blocking_dead(at)),
+    "unsettled, dead ones too": lambda outbox, at: set(outbox.unsettled(at, dead_too=True)),
     "mark_consumed": lambda outbox, at: outbox.mark_consumed(at, [*IDS, MISSING], NOW),
     "consume_undecided": lambda outbox, at: outbox.consume_undecided(at, [*IDS, MISSING], NOW),
     "mark_failed, to be tried again": lambda outbox, at: [

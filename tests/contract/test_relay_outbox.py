@@ -59,6 +59,7 @@ STEPS: dict[str, Step] = {
     "waiting": lambda outbox, at: outbox.waiting(at, NOW, 1_000),
     "waiting, a few": lambda outbox, at: outbox.waiting(at, NOW, 3),
     "held_rows": lambda outbox, at: sorted(outbox.held_rows(at)),
+    "held_rows, dead ones too": lambda outbox, at: sorted(outbox.held_rows(at, dead_too=True)),
     "blocking_dead": lambda outbox, at: sorted(outbox.blocking_dead(at)),
     "still_pending": lambda outbox, at: outbox.still_pending(at, ASKED),
     "unmarked": lambda outbox, at: outbox.unmarked(at, ASKED),

@@ -56,8 +56,7 @@ def make_topic(broker: KafkaBroker, topic: str, config: dict[str, str]) -> None:
 
 @pytest.fixture
 def settings(database_url: str, kafka_broker: KafkaBroker, tmp_path: Path) -> Callable[..., Settings]:
-    def make(**ordering: str) -> Settings:
-        flags: dict[str, Any] = {f"ordering__{name}": value for name, value in ordering.items()}
+    def make(**flags: Any) -> Settings:
         flags |= {"retry__base_s": 0.3, "retry__cap_s": 0.3}
         return settings_for(database_url, kafka_broker.bootstrap_servers, tmp_path, **flags)
 
@@ -89,7 +88,7 @@ def assert_held_back(outbox: Outbox, ids: Sequence[int], behind: int) -> None:
 def test_behind_a_dead_row_its_key_waits_over_every_kind_of_start(
     outbox: Outbox, settings: Callable[..., Settings], kafka_broker: KafkaBroker, start: str
 ) -> None:
-    block = settings(on_dead="block")
+    block = settings(ordering__on_dead="block")
     with running_relay(block):
         before = outbox.add("k", 0)
         dead = outbox.add("k", 1, topic=NO_TOPIC)
@@ -104,6 +103,8 @@ def test_behind_a_dead_row_its_key_waits_over_every_kind_of_start(
     behind_alone = outbox.add("alone", 5)  # while it is down
     behind += [outbox.add("k", n) for n in range(5, 8)]
     tail = start != "sweep only"
+    if not tail:
+        block = settings(ordering__on_dead="block", sweep__takeover_after_s=0.5)  # there is no other tailer
     with running_relay(block, tail=tail) as service:
         behind.append(outbox.add("k", 8))
         outbox.wait_published([outbox.add("free", 9)])
@@ -124,7 +125,7 @@ def test_behind_a_dead_row_its_key_waits_over_every_kind_of_start(
 def test_a_dead_row_that_is_let_go_frees_its_key(
     outbox: Outbox, settings: Callable[..., Settings], kafka_broker: KafkaBroker, how: str
 ) -> None:
-    with running_relay(settings(on_dead="block")):
+    with running_relay(settings(ordering__on_dead="block")):
         dead = outbox.add("k", 0, payload="no JSON")
         behind = [outbox.add("k", n) for n in range(1, 4)]
         outbox.wait_published([outbox.add("free", 4)])
@@ -134,12 +135,12 @@ def test_a_dead_row_that_is_let_go_frees_its_key(
         after = outbox.add("k", 5)
         outbox.wait_published([after])
     assert sent(kafka_broker, outbox.topic, 5) == [*behind, after]
-    with running_relay(settings(on_dead="block")):  # and stays free
+    with running_relay(settings(ordering__on_dead="block")):  # and stays free
         outbox.wait_published([outbox.add("k", 6)])
 
 
 def test_a_row_that_somebody_else_makes_dead_is_noticed(outbox: Outbox, settings: Callable[..., Settings]) -> None:
-    with running_relay(settings(on_dead="block")) as service:
+    with running_relay(settings(ordering__on_dead="block")) as service:
         row = outbox.add("k", 0)
         outbox.wait_published([row])
         outbox.run(f"UPDATE agent_outbox_messages SET status = 'dead' WHERE id = {row}")
@@ -154,7 +155,7 @@ def test_what_is_sent_together_with_a_record_that_is_too_large_waits_for_it(
 ) -> None:
     outbox.topic += "-small"
     make_topic(kafka_broker, outbox.topic, {"max.message.bytes": "50000"})
-    with running_relay(settings(on_dead="block")):
+    with running_relay(settings(ordering__on_dead="block")):
         outbox.wait_published([outbox.add("k", 0)])
         with outbox.engine.begin() as connection:
             large = outbox.insert(connection, "k", 1, payload=json.dumps("x" * 49_900))  # too large with its headers
@@ -177,7 +178,7 @@ def test_what_is_sent_together_with_a_record_that_is_too_large_waits_for_it(
 def test_a_large_record_that_kafka_takes_keeps_its_place(
     outbox: Outbox, settings: Callable[..., Settings], kafka_broker: KafkaBroker
 ) -> None:
-    with running_relay(settings(on_dead="block")):
+    with running_relay(settings(ordering__on_dead="block")):
         with outbox.engine.begin() as connection:
             ids = [
                 outbox.insert(connection, "k", n, payload=json.dumps("x" * (1_020_000 if n % 3 == 1 else 10)))

@@ -333,6 +333,9 @@ def test_a_dead_row_blocks_until_it_is_discarded_which_is_noted_once_and_keeps_i
     assert sorted(outbox.do(outbox.statements.blocking_dead)) == [(blocking, b"a"), (other, b"k")]
     assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], NOW)) == 1
     assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], LATER)) == 0
+    for learnt in (outbox.statements.held_rows, outbox.statements.unsettled):
+        assert outbox.do(lambda c, learnt=learnt: list(learnt(c, dead_too=True))) == [(other, b"k")]
+        assert outbox.do(lambda c, learnt=learnt: list(learnt(c))) == []
     row = outbox.row(blocking)
     assert (row["status"], row["last_error"], row["updated_at"]) == ("dead", f"{DISCARDED}why", NOW)
     assert outbox.do(outbox.statements.blocking_dead) == [(other, b"k")]

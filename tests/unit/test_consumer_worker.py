@@ -499,10 +499,12 @@ def test_a_late_copy_of_a_row_that_was_let_go_blocks_nothing() -> None:
 
 
 def test_under_skip_dead_rows_are_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(FakeOutbox, "blocking_dead")
+    asked: list[bool] = []
+    monkeypatch.setattr(FakeOutbox, "unsettled", lambda self, at, dead_too: asked.append(dead_too) or iter(()))
     monkeypatch.delattr(FakeOutbox, "still_open")
     stage = Stage([FakeRow(1, b"k", "dead"), *rows(2)], [record(1), record(2)])
     assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.CONSUMED: 1}
+    assert asked == [False]
 
 
 def test_without_an_order_a_row_that_cannot_be_applied_yet_holds_back_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,6 +244,14 @@ def test_a_row_that_dies_while_the_table_is_asked_is_not_taken_for_decided_on() 
 # --- a start ----------------------------------------------------------------------------------------------------------
 
 
+def test_where_dead_rows_block_a_start_learns_of_one_that_was_requeued_while_nobody_looked() -> None:
+    table = FakeOutboxTable(dead(1))
+    table.requeue_dead(None, [1], WALL)
+    parking = SharedParking(BLOCK)
+    refill(parking, table.transaction, table, held=False)  # type: ignore[arg-type]
+    assert parking.blocked_by(b"a", 9) == 1
+
+
 @pytest.mark.parametrize(
     ("ordering", "held", "first"),
     [
