@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: bench bench-profile demo test check fmt docs help faults
+.PHONY: bench bench-profile demo test test-unit test-servers test-e2e check fmt docs help faults
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,9 +31,16 @@ test: $(STAMP) ## every test, on a real MySQL, MariaDB and Kafka that the tests 
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -q tests/unit
-	$(BIN)/python -m pytest tests --ignore=tests/unit
+	@$(MAKE) --no-print-directory -j3 test-unit test-servers test-e2e
 endif
+
+# Side by side, since those with servers mostly wait; each starts servers of its own.
+test-unit: $(STAMP)
+	$(BIN)/python -m pytest -q tests/unit
+test-servers: $(STAMP)
+	$(BIN)/python -m pytest -q tests --ignore=tests/unit --ignore=tests/e2e
+test-e2e: $(STAMP)
+	$(BIN)/python -m pytest -q tests/e2e
 
 bench: $(STAMP) ## figures on a real MySQL and a real Kafka, some minutes (ARGS="--full --out FILE.json", ARGS=--help)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
