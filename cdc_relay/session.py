@@ -133,6 +133,9 @@ class Session:
 
     def run(self, stop: Event, drain_timeout_s: float) -> None:
         """Work until ``stop``; then drain and save. Raises what ended the session otherwise."""
+        if self._source is not None:
+            # Before any thread works: a checkpoint that is saved meanwhile would say that nothing is held back.
+            refill(self._parts.parking, self._parts.transaction, self._parts.statements, held=self._start.parked)
         threads = [self._thread("write", self._write)]
         if self._source is not None:
             threads.append(self._thread("tail", self._tail))
@@ -195,7 +198,6 @@ class Session:
     def _tail(self) -> None:
         assert self._source is not None
         parts = self._parts
-        refill(parts.parking, parts.transaction, parts.statements, held=self._start.parked)
         tailer = Tailer(
             self._source,
             lambda: PendingRows(parts.transaction, parts.statements),
