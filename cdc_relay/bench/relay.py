@@ -87,8 +87,7 @@ class RelayProcess:
 
     def cpu_s(self) -> float:
         """Processor seconds since the start, all threads, user and system."""
-        fields = self._proc("stat").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return _processor_s(self._proc("stat"))
 
     def memory_mib(self) -> float:
         """Resident memory now."""
@@ -132,6 +131,16 @@ class RelayProcess:
             return Path(f"/proc/{self._process.pid}/{name}").read_text()
         except OSError as error:
             raise MeasurementFailed(f"the relay has ended:\n{self.said()}") from error
+
+
+def processor_s(pid: int) -> float:
+    """Processor seconds that a process has used so far, all threads, user and system. Raises OSError."""
+    return _processor_s(Path(f"/proc/{pid}/stat").read_text())
+
+
+def _processor_s(stat: str) -> float:
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def checkpoint_at(server: str, position: BinlogPosition) -> Checkpoint:

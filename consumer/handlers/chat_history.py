@@ -33,15 +33,17 @@ def handler() -> Handler[ChatMessage]:
 
         Counted last: chats are what the application may wait for.
         """
-        found = chats.find(work, {event.payload.chat for event in events})
+        named = [event.payload.chat for event in events]
+        found = chats.find(work, set(named))
         _refuse_unless_possible(work, events, found)
         _insert(work, events)
+        ids = [found[chat] for chat in named]
         latest: dict[int, datetime] = {}
-        for row, message in events:
-            chat, written_at = found[message.chat], row.created_at or work.now
-            if latest.setdefault(chat, written_at) < written_at:
-                latest[chat] = written_at
-        chats.count(work, found, Counter([found[event.payload.chat] for event in events]), latest)
+        for chat_id, (row, _) in zip(ids, events, strict=True):
+            written_at = row.created_at or work.now
+            if latest.setdefault(chat_id, written_at) < written_at:
+                latest[chat_id] = written_at
+        chats.count(work, found, Counter(ids), latest)
 
     return Handler("chat_history_persist", read=read, apply=apply, check=_check)
 

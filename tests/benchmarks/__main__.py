@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks``: figures on real servers; a few minutes by default, the documented set with --full.
 
-Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison. ``plot FILE`` draws what
-``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
+Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison, consumer. ``plot FILE``
+draws what ``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.benchmarks import (
     backlog,
     catchup,
     comparison,
+    consumer,
     duplicates,
     foreign,
     latency,
@@ -35,7 +36,7 @@ from tests.benchmarks.servers import servers
 
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     module.__name__.rpartition(".")[2]: module.measure
-    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, soak)
+    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, consumer, soak)
 }
 
 
@@ -56,7 +57,13 @@ def main() -> None:
         facts |= {"kafka": f"at {arguments.kafka}" if arguments.kafka else KAFKA_VERSION}
         for name, value in facts.items():
             print(f"{name:32}{value}", flush=True)
-        lab = Lab(settings, sizes(arguments), arguments.against, tuple(arguments.against_modes))
+        lab = Lab(
+            settings,
+            sizes(arguments),
+            arguments.against,
+            tuple(arguments.against_modes),
+            throwaway=arguments.mysql is None,
+        )
         found: list[Figure] = []
         for name in arguments.what or SCENARIOS:
             print(f"\n{name}", flush=True)
@@ -89,7 +96,10 @@ def command_line() -> argparse.ArgumentParser:
     add("--backlog", type=int, nargs="+", help="rows waiting in backlog")
     add("--minutes", type=float, help="of soak")
     add("--peer-rows", type=int, help="rows for the slow ones in comparison")
-    add("--against", type=Path, help="another checkout, measured in turn with this one in catchup and latency")
+    add("--consumed", type=int, help="rows of consumer")
+    add("--consumers", type=int, nargs="+", help="consumer programs in the group")
+    add("--workers", type=int, nargs="+", help="of consumer.workers")
+    add("--against", type=Path, help="another checkout, measured in turn with this one in catchup, latency, consumer")
     add("--against-modes", nargs="*", default=["status"], help="of the other checkout; '' where it has none")
     add("--mysql", help="URL of a MySQL to use; its user must have every privilege")
     add("--kafka", help="host:port of a Kafka to use")

@@ -45,6 +45,12 @@ class Sizes:
     """Of the soak."""
     peer_rows: int = 2_000
     """Of a catch-up of what sends a thousand a second."""
+    consumed: int = 60_000
+    """Rows for the consumer."""
+    consumers: tuple[int, ...] = (1, 2)
+    """Consumer programs in a group."""
+    workers: tuple[int, ...] = (2,)
+    """Of ``consumer.workers``."""
 
 
 FULL = Sizes(
@@ -57,6 +63,8 @@ FULL = Sizes(
     backlog=(10_000, 100_000, 1_000_000),
     minutes=10.0,
     peer_rows=20_000,
+    consumed=200_000,
+    workers=(1, 2, 3),
 )
 
 
@@ -70,6 +78,8 @@ class Lab:
     """Another checkout."""
     against_modes: tuple[str, ...] = ()
     """Its values of ``writeback.mode``; "" where it has none."""
+    throwaway: bool = True
+    """The MySQL is nobody's: its settings may be changed."""
 
     @contextmanager
     def place(self) -> Iterator[tuple[ThrowawayOutbox, ThrowawayTopic]]:
