@@ -71,7 +71,8 @@ class Plan:
     @property
     def is_plain(self) -> bool:
         """Every record was met for the first time, and is consumed now."""
-        return not (self.failures or self.parked or self.waiting or self.missing or self.finished or self.repeated)
+        unusual = (self.failures, self.parked, self.waiting, self.missing, self.finished, self.blocking)
+        return not (any(unusual) or self.repeated)
 
     def counts(self) -> Counts:
         """How many records of each outcome; those without a row count once they are in the dead-letter topic."""

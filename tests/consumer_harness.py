@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -57,6 +57,8 @@ class World:
             admin = AdminClient({"bootstrap.servers": bootstrap_servers})
             admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
         self._written = 0
+        self.zone: tzinfo = UTC
+        """Of the columns, as the relay has it."""
 
     def set_message_limit(self, topic: str, limit: int) -> None:
         """Let ``topic`` take records of up to ``limit`` bytes."""
@@ -103,7 +105,7 @@ class World:
         with self.engine.connect() as connection:
             rows = {row.id: row for row in statements.read(connection, list(set(ids)))}
         for row_id in ids:
-            made = encode(rows[row_id], UTC)
+            made = encode(rows[row_id], self.zone)
             self.produce_bytes(made.value, made.key, made.headers)
         self.flush()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -90,6 +91,27 @@ def test_records_that_come_again_have_no_effect(world: World) -> None:
     assert world.consume(2) == {Outcome.DUPLICATE: 2}
     assert world.messages() == {"a": ["one", "two"]}
     assert world.message_counts() == {"a": 2}
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_batch_after_batch_the_effect_is_the_same_whether_rows_were_read_or_not(either_world: World, zone: str) -> None:
+    world = either_world
+    world.zone = ZoneInfo(zone)
+    world.add_chats("a", "b")
+    batches = [[payload(chat, f"{n}") for chat in "ab"] for n in range(4)]
+    with world.worker(database__timezone=zone) as worker:
+        for batch in batches:
+            ids = world.send(batch)
+            assert world.take(worker, 2) == {Outcome.CONSUMED: 2}
+        world.produce(ids)
+        assert world.take(worker, 2) == {Outcome.DUPLICATE: 2}
+    assert [(each.chat_id, each.message) for each in world.histories()] == [
+        (chat, f"{n}") for n in range(4) for chat in "ab"
+    ]
+    second = timedelta(seconds=1)
+    assert [each.created_at for each in world.histories()] == [WRITTEN + n * second for n in range(8)]
+    assert world.chat("b").last_message_at == WRITTEN + 7 * second
+    assert {(row.status, row.consumed_at is None) for row in world.rows().values()} == {("consumed", False)}
 
 
 def test_the_clock_of_a_chat_is_never_turned_back(world: World) -> None:
