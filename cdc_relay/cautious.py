@@ -49,7 +49,7 @@ class CautiousPublisher:
         """See Publisher."""
         if len(record.value) > self._safe_bytes:
             row_id = int(record.value[len(OPENING) : record.value.index(b",")])
-            self._parking.hold(record.key, row_id)
+            self._parking.hold_unwritten(record.key, row_id)
         self._publisher.publish(record, report)
 
     def outcome(self, error: Any, message: Any) -> tuple[int, RowError | None]:

@@ -21,6 +21,7 @@ class SharedParking:
         self._parking = Parking(ordering)
         self._keys: dict[int, bytes] = {}
         self._dead: dict[int, bytes] = {}
+        self._unwritten: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._keys)
@@ -41,10 +42,28 @@ class SharedParking:
             self._parking.hold(key, row_id)
             self._keys[row_id] = key
 
+    def hold_unwritten(self, key: bytes, row_id: int) -> None:
+        """Row ``row_id`` is to wait, and later rows of its key behind it; the table does not say so yet."""
+        with self._lock:
+            self._unwritten.add(row_id)
+        self.hold(key, row_id)
+
+    def written(self, row_ids: Iterable[int]) -> None:
+        """The table says now what became of these rows."""
+        if self._unwritten:
+            with self._lock:
+                self._unwritten.difference_update(row_ids)
+
+    @property
+    def unwritten(self) -> Container[int]:
+        """The ids of which the table does not say yet that they wait. Nothing that waits behind one of them may be
+        written before it: who finds the table so after a crash would send the later row first."""
+        return self._unwritten
+
     def refused(self, key: bytes, row_id: int, reason: RowError) -> None:
         """Row ``row_id`` cannot be sent, for now or for good, and later rows of its key may follow at once."""
         if reason.retriable or self.ordering is Ordering.BLOCK_ON_DEAD:
-            self.hold(key, row_id)
+            self.hold_unwritten(key, row_id)
 
     def died(self, key: bytes, row_id: int) -> None:
         """Row ``row_id`` is dead in the table: later rows of its key go on, or wait for an operator."""
@@ -61,6 +80,7 @@ class SharedParking:
             return
         with self._lock:
             for row_id in row_ids:
+                self._unwritten.discard(row_id)
                 key = self._keys.pop(row_id, None)
                 if key is not None:
                     self._parking.release(key, row_id)

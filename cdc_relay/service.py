@@ -198,6 +198,7 @@ class RelayService:
         publisher = self._ready_publisher()
         while not self._parts.writer.idle:  # what Kafka acknowledged before the last session ended
             self._parts.writer.run_once(self._parts.clock(), at_once=True)
+        self._parts.writer.forget_late()
         with transaction(self._engine) as connection:
             binlog = server_binlog(connection)
             self._parts.clock.set(self._parts.statements.database_now(connection))

@@ -237,7 +237,7 @@ class Sweeper:
                     left_behind.add(key)
                     if ahead in dead:  # for long, perhaps: the next look passes over it
                         self._parking.hold(key, row.id)
-                    if not row.held:
+                    if not row.held and ahead not in self._parking.unwritten:
                         without_a_note[ahead].append(row.id)
                 elif key in left_behind:
                     postponed += 1

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
-from itertools import islice
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
 
 from sqlalchemy import Connection
@@ -70,6 +70,8 @@ class StatusWriter:
         """Deliveries that are left to the consumer, with the time at which that ends."""
         self._complete: SimpleQueue[Delivery] = SimpleQueue()
         self._unwritten: list[Delivery] = []
+        self._late: list[Delivery] = []
+        """Deliveries of which a row waits behind one of a delivery that is not complete yet."""
         self._given_up = False
         self._waiting_rows = 0
 
@@ -122,6 +124,8 @@ class StatusWriter:
                 self._write_parked(connection, batch, wall)
         self._unwritten = []
         self._waiting_rows = 0
+        for delivery in batch:
+            self._parking.written(_rows(delivery))
         # Committed. Keys are held before their rows leave the watermark, and released after they are safe.
         for key, row_id in held:
             self._parking.hold(key, row_id)
@@ -135,6 +139,10 @@ class StatusWriter:
         self._metrics.parked_keys.set(self._parking.keys)
         return sum(len(delivery.sent) for delivery in batch)
 
+    def forget_late(self) -> None:
+        """What waits for a delivery that will never be complete is going to be read again."""
+        self._late = []
+
     def forget_given_up(self) -> None:
         """What was given up is going to be read again anyway."""
         self._given_up = False
@@ -145,6 +153,23 @@ class StatusWriter:
         while rows < _BATCHES_A_TRANSACTION * self._batch_rows and (delivery := next(writable, None)) is not None:
             self._unwritten.append(delivery)
             rows += len(delivery.sent)
+        ready = self._unwritten + self._late
+        while late := self._too_early(ready):
+            ready = [delivery for delivery in ready if delivery not in late]
+        self._late = [delivery for delivery in self._unwritten + self._late if delivery not in ready]
+        self._unwritten = ready
+
+    def _too_early(self, ready: list[Delivery]) -> list[Delivery]:
+        """Those with a row that waits behind one of which nothing will stand in the table when these are written."""
+        if not any(delivery.parked for delivery in ready):
+            return []
+        decided = {row_id for delivery in ready for row_id in _rows(delivery)}
+        unwritten = self._parking.unwritten
+        return [
+            delivery
+            for delivery in ready
+            if any(ahead in unwritten and ahead not in decided for ahead in delivery.parked.values())
+        ]
 
     def _writable(self, at_once: bool) -> Iterator[Delivery]:
         while True:
@@ -214,6 +239,10 @@ class StatusWriter:
             for some in _chunks(ids, self._batch_rows):
                 self._statements.hold_back(connection, some, blocking, wall)
             self._metrics.rows_parked.inc(len(ids))
+
+
+def _rows(delivery: Delivery) -> Iterable[int]:
+    return chain(delivery.sent, delivery.failed, delivery.parked)
 
 
 def _chunks(ids: Iterable[int], size: int) -> Iterable[Sequence[int]]:

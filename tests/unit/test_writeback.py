@@ -402,6 +402,52 @@ def test_a_parked_row_that_was_sent_frees_its_key() -> None:
     assert rig.table.rows[1].last_error is None
 
 
+def test_a_row_is_not_written_as_waiting_before_the_one_that_it_waits_for() -> None:
+    """Or a crash between the two would leave a table in which the later row is due and the earlier one is fresh."""
+    rig = Rig(row(1, "a"), row(2, "a"), row(3, "a"), row(4, "b"))
+    rig.parking.refused(b"a", 1, RetryableRow("later"))
+    rig.parking.hold_unwritten(b"a", 2)
+    rig.parking.hold_unwritten(b"a", 3)
+    rig.complete(4, parked={2: 1})  # complete before the delivery in which row 1 was refused
+    rig.complete(parked={3: 2})
+    for _ in range(2):
+        assert rig.writer.run_once(NOW) == 0
+    assert not rig.settled
+    assert rig.table.rows[2].last_error is None
+    assert rig.writer.idle, "a stop must not wait for it"
+    rig.complete(failed={1: RetryableRow("later")})
+    rig.writer.run_once(NOW)
+    assert len(rig.settled) == 3
+    assert rig.table.rows[1].retry_count == 1
+    assert rig.table.rows[2].last_error == f"{HELD_BACK} (id 1)"
+    assert rig.table.rows[3].last_error == f"{HELD_BACK} (id 2)"
+    assert rig.table.rows[4].status == "published"
+    assert not any(row_id in rig.parking.unwritten for row_id in (1, 2, 3))
+
+
+def test_a_row_that_waited_for_one_that_kafka_took_after_all_is_written_with_it() -> None:
+    rig = Rig(row(1, "a"), row(2, "a"), ordering=Ordering.BLOCK_ON_DEAD)
+    rig.parking.hold_unwritten(b"a", 1)  # on its way, and so large that it may be refused
+    rig.parking.hold_unwritten(b"a", 2)
+    rig.complete(1, parked={2: 1})
+    rig.writer.run_once(NOW)
+    assert rig.table.rows[1].status == "published"
+    assert rig.table.rows[2].last_error == f"{HELD_BACK} (id 1)"
+    assert rig.parking.waiting(10) == [2]
+
+
+def test_what_waits_for_a_session_that_has_ended_is_read_again() -> None:
+    rig = Rig(row(1, "a"), row(2, "a"))
+    rig.parking.refused(b"a", 1, RetryableRow("later"))
+    rig.complete(parked={2: 1})
+    rig.writer.run_once(NOW)
+    rig.writer.forget_late()
+    rig.complete(failed={1: RetryableRow("later")})
+    rig.writer.run_once(NOW)
+    assert rig.table.rows[1].retry_count == 1
+    assert rig.table.rows[2].last_error is None
+
+
 # --- given up ---------------------------------------------------------------------------------------------------------
 
 
