@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from cdc_relay.embedded import cache, kafka_files
 from cdc_relay.embedded.java import Java, find_java
@@ -107,17 +105,18 @@ class KafkaBroker(ThrowawayServer):
 
 
 def make_offsets_topic(bootstrap_servers: str) -> None:
-    """Ask after any group, which makes the topic that holds groups. The first consumer would do so by joining, would
-    be told that the coordinator is still loading, and would join again three seconds later.
+    """Ask for the offsets of any group, which makes the topic that holds groups. The first consumer would do so by
+    joining, would be told that the coordinator is still loading, and would join again three seconds later.
 
-    Not by asking for a group's offsets: librdkafka 2.16 crashes when a coordinator that loads refuses those.
+    As a consumer does: where a coordinator that loads refuses the AdminClient, librdkafka 2.16 ends the process.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
-    asked = admin.describe_consumer_groups(["embedded-warm-up"], request_timeout=5)
+    consumer = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "embedded-warm-up", "log_level": 0})
     try:
-        asked["embedded-warm-up"].result(10)
-    except (KafkaException, FutureTimeout):
-        pass  # there is no such group; or a listener wants credentials, and then the first consumer waits
+        consumer.committed([TopicPartition("embedded-warm-up", 0)], timeout=10)
+    except KafkaException:
+        pass  # a listener wants credentials, or the broker is slow; then the first consumer waits
+    finally:
+        consumer.close()
 
 
 def warm(java: Java, files: Path) -> Path:
