@@ -25,7 +25,7 @@ from cdc_relay.binlog.server import head, server_binlog
 from cdc_relay.cautious import FRAME_BYTES, CautiousPublisher
 from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
-from cdc_relay.delivery import Publisher
+from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
@@ -205,7 +205,7 @@ class Session:
             self.watermark,
             parts.parking,
             self._look_up,
-            parts.writer.complete,
+            self._complete,
             head=self._head,
             wait=self._wait,
             zone=parts.settings.database.zone,
@@ -221,7 +221,10 @@ class Session:
         while not self._intake_stopped.is_set():
             tailer.run_once(self._parts.clock())
             self._told_progress()
-            self._note_acknowledged()
+
+    def _complete(self, delivery: Delivery) -> None:
+        self._note_acknowledged()
+        self._parts.writer.complete(delivery)
 
     def _wait(self, seconds: float) -> bool:
         self._told_progress()
@@ -239,7 +242,6 @@ class Session:
                 self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
             elif not writer.has_full_batch:
                 self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
-            self._note_acknowledged()
             is_due = writer.has_full_batch or time.monotonic() - wrote_at >= _GATHER_S
             if is_due and self._uncontended(self._write_statuses):
                 wrote_at = time.monotonic()

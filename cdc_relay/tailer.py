@@ -121,6 +121,9 @@ class Tailer:
             return 0
         sent = 0
         for batch in self._source.read():
+            while self._is_full:
+                if self._take_answers():
+                    return sent
             sent += self._deliver(batch, now, "tail")
             self._reached = batch.end or self._reached
             if batch.unreadable and not self._is_caught_up(batch.end):
@@ -224,7 +227,7 @@ class Tailer:
         if self._parking:
             behind = self._parking.blocked_by(row.message_key, row.id)
             if behind is not None:
-                self._parking.hold(row.message_key, row.id)
+                self._parking.hold_unwritten(row.message_key, row.id)
                 delivery.parked[row.id] = behind
                 return
         try:

@@ -30,7 +30,7 @@ from cdc_relay.binlog.events import (
 )
 from cdc_relay.binlog.preamble import BEGIN, Changeover, RowsHead, learn_changeover, learn_rows_head
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import PIECE_BYTES, OpenTransaction, TransactionAssembler
+from cdc_relay.binlog.transactions import JOINED_ROWS, PIECE_BYTES, OpenTransaction, TransactionAssembler
 
 # As plain integers: comparing with an IntEnum costs more than reading the event.
 _TABLE_MAP, _XID, _QUERY = int(EventType.TABLE_MAP), int(EventType.XID), int(EventType.QUERY)
@@ -80,7 +80,7 @@ class QuickLoop:
         self._head: RowsHead | None = None
 
     def run(self, data: bytes, at: int) -> int:
-        """Read whole packets from ``at`` on; where the first one begins that is not whole or not ordinary."""
+        """Read whole packets from ``at`` on, as long as they are ordinary, or until a batch is full; where it ends."""
         assembler = self._assembler
         ordinary, opened = assembler.lend()
         if not ordinary:
@@ -125,6 +125,8 @@ class QuickLoop:
                 xid_at, finished_gtid_at, gtid_at = at, gtid_at, at + changeover.gtid_at
                 end_position += changeover.query_end
                 at += changeover.size
+                if finished >= JOINED_ROWS:
+                    break
                 continue
 
             is_supposed = False
@@ -208,6 +210,8 @@ class QuickLoop:
                         break
                     end_position = next_position
                     at = end
+                    if kind == _XID and finished >= JOINED_ROWS:
+                        break
                     continue
                 if not begun:
                     break

@@ -99,7 +99,9 @@ class BinlogSource:
         at = 0
         while data:
             if not splitter.inside_long:
-                at = quick.run(data, at)
+                before = -1
+                while at != before:
+                    before, at = at, quick.run(data, at)
             payload, end = splitter.take(data, at)
             if end == at:
                 break

@@ -42,6 +42,10 @@ from cdc_relay.outbox.row import OutboxRow
 #: A transaction's rows are held until its end up to so many bytes of row events; beyond, they leave in pieces.
 PIECE_BYTES = 8 * 2**20
 
+#: Small transactions are joined until they have so many rows. A batch counts as acknowledged as a whole, so all of it
+#: may come twice after a kill.
+JOINED_ROWS = 250
+
 #: Prepared XA transactions are remembered by their ids, up to so many ids in all; the sweep has the rest.
 _REMEMBERED_XA_ROWS = 100_000
 
@@ -348,6 +352,7 @@ class TransactionAssembler:
             and last.end is not None
             and not (last.unreadable or unreadable)
             and (not rows or not last.rows or last.doubtful == doubtful)
+            and len(last.rows) < JOINED_ROWS
         ):
             last.rows += rows
             last.end = resumable or last.end
