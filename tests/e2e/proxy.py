@@ -1,4 +1,4 @@
-"""A TCP proxy on 127.0.0.1 that can do to a connection what networks do: delay, cut, reset, and go silent."""
+"""A TCP proxy on this machine that can do to a connection what networks do: delay, cut, reset, and go silent."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ _ON_THE_WAY = 64
 class Proxy:
     """Runs in a thread of its own. The faults act at once on what is open; ``heal`` ends them for what comes after."""
 
-    def __init__(self, target_port: int) -> None:
-        self.port = free_port()
+    def __init__(self, target_port: int, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        """``port``: a free one when 0."""
+        self.host = host
+        self.port = port or free_port()
         self.target_port = target_port
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -86,7 +88,7 @@ class Proxy:
     # --- inside
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, self.host, self.port)
 
     async def _unlisten(self) -> None:
         server, self._server = self._server, None

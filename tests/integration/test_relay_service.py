@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from cdc_relay.checkpoint import FileCheckpointStore
 from cdc_relay.config import Settings
@@ -19,6 +21,7 @@ from cdc_relay.embedded.process import free_port
 from cdc_relay.errors import KafkaUnavailable
 from cdc_relay.service import RelayService
 from cdc_relay.status import look
+from tests.e2e.proxy import Proxy
 from tests.harness import Outbox, eventually, outbox_id, read_topic, running_relay, settings_for
 
 
@@ -66,6 +69,33 @@ def test_a_restart_resumes_from_the_checkpoint_and_sends_nothing_twice(
         outbox.wait_published(down)
     assert position_of(settings) != stopped_at
     assert ids_in(kafka_broker, outbox.topic, 40) == first + down
+
+
+def test_the_name_of_the_server_is_looked_up_at_every_reconnect(
+    outbox: Outbox, mysql_server: MysqlServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.2"
+    look_up = socket.getaddrinfo
+
+    def looked_up(host: str, *rest: Any, **more: Any) -> Any:
+        return look_up(address if host == "outbox-db.test" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    with (
+        Proxy(mysql_server.port, host="127.0.0.2") as before,
+        Proxy(mysql_server.port, host="127.0.0.3", port=before.port) as after,
+    ):
+        named = make_url(settings.database.url).set(host="outbox-db.test", port=before.port)
+        url = named.render_as_string(hide_password=False)
+        database = settings.database.model_copy(update={"url": url})
+        with running_relay(settings.model_copy(update={"database": database})):
+            outbox.wait_published([outbox.add("k", 1)])
+            assert before.accepted
+            assert not after.accepted
+            address = "127.0.0.3"
+            before.cut()
+            outbox.wait_published([outbox.add("k", 2)])
+            assert after.accepted
 
 
 def test_the_position_moves_with_foreign_traffic_alone(outbox: Outbox, settings: Settings) -> None:
