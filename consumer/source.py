@@ -152,15 +152,21 @@ class KafkaSource:
         log.warning(f"the topic {topic} was made anew; reading it from its beginning", action="topic_replaced")
         self._early = [record for record in self._early if record.topic != topic]
         self._done = {home: offset for home, offset in self._done.items() if home[0] != topic}
+        ours = [at.partition for at in self._consumer.assignment() if at.topic == topic]
         try:
-            for at in self._consumer.assignment():
-                if at.topic == topic:
-                    self._consumer.seek(TopicPartition(topic, at.partition, OFFSET_BEGINNING))
+            for number in ours:
+                self._consumer.seek(TopicPartition(topic, number, OFFSET_BEGINNING))
         except KafkaException as failed:
             # It is not being read, as when it has fewer partitions now. Kafka has forgotten the group's offsets in it.
-            log.info(f"joining the group anew: {failed.args[0].str()}", action="topic_replaced", topic=topic)
-            self._consumer.unsubscribe()
-            self._subscribe()
+            self._join_anew(topic, failed.args[0].str())
+        if not ours:
+            # The group may have shared out its partitions while there were none, and nobody has looked since.
+            self._join_anew(topic, "none of its partitions is ours")
+
+    def _join_anew(self, topic: str, why: str) -> None:
+        log.info(f"joining the group anew: {why}", action="topic_replaced", topic=topic)
+        self._consumer.unsubscribe()
+        self._subscribe()
 
     def _receive(self, wanted: int, timeout_s: float) -> list[KafkaRecord]:
         try:

@@ -146,10 +146,11 @@ def test_a_producer_that_fails_for_good_is_made_anew_and_reading_resumes_in_orde
         assert stack.relay.starts == 1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_topic_that_is_deleted_and_made_again_while_both_programs_run_loses_nothing(
-    mysql_server: MysqlServer, own_kafka: KafkaBroker, tmp_path: Path
+    mysql_server: MysqlServer, own_kafka: KafkaBroker, tmp_path: Path, workers: int
 ) -> None:
-    settings = SETTINGS | {"sweep__redeliver_published_after_s": 3, "retry__cap_s": 2}
+    settings = SETTINGS | {"sweep__redeliver_published_after_s": 3, "retry__cap_s": 2, "consumer__workers": workers}
     with stack_on(mysql_server, own_kafka.bootstrap_servers, tmp_path, **settings) as stack:
         stack.start()
         writers = stack.write(pause_s=(0.0, 0.02))
