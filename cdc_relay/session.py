@@ -26,7 +26,7 @@ from cdc_relay.cautious import FRAME_BYTES, CautiousPublisher
 from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
 from cdc_relay.delivery import Delivery, Publisher
-from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError
+from cdc_relay.errors import CheckpointError, DatabaseContended, LeadershipLost, RelayError, StaleSource
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
@@ -387,13 +387,19 @@ class Session:
             self._probe_at = time.monotonic() + _PROBE_S
 
     def _look_at_server(self) -> None:
-        """Read the database's clock, and how far behind the head of the binlog the watermark is."""
+        """Read the database's clock, and how far behind the head of the binlog the watermark is.
+
+        Raises StaleSource when it is ahead: then nothing may ever come, and nobody would say so.
+        """
+        position = self.watermark.position
         with self._parts.transaction() as connection:
             self._parts.clock.set(self._parts.statements.database_now(connection))
             binlog = server_binlog(connection)
         if self._source is None:
             return
-        behind = bytes_between(self.watermark.position, binlog)
+        if position > binlog.head:
+            raise StaleSource(f"{position} lies beyond what the server has written ({binlog.head})", reason="reset")
+        behind = bytes_between(position, binlog)
         seconds = self._parts.clock().timestamp() - self.watermark.committed_at if behind else 0.0
         self._parts.metrics.binlog_lag_bytes.set(behind)
         self._parts.metrics.binlog_lag_seconds.set(seconds if self.watermark.committed_at else 0.0)

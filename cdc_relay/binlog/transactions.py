@@ -37,6 +37,7 @@ from cdc_relay.binlog.events import (
 from cdc_relay.binlog.payload import mariadb_inflate, transaction_payload
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.errors import StaleSource
 from cdc_relay.outbox.row import OutboxRow
 
 #: A transaction's rows are held until its end up to so many bytes of row events; beyond, they leave in pieces.
@@ -139,6 +140,8 @@ class TransactionAssembler:
         self._prepared_rows = 0
         self._done: list[TransactionBatch] = []
         self._unreadable = False
+        self._is_stopped = False
+        """Whether the file that is being read has ended as the server was shut down."""
         self._commit_time: float | None = None
         self.files_created: dict[str, int] = {}
         """When each binlog file seen was begun, seconds since 1970: tells two files of one name apart."""
@@ -159,7 +162,10 @@ class TransactionAssembler:
         return done
 
     def feed(self, event: Event) -> None:
-        """Take one event of the stream. Raises one of ``events.DAMAGED`` when its frame is damaged."""
+        """Take one event of the stream.
+
+        Raises one of ``events.DAMAGED`` when its frame is damaged, and StaleSource when files may have been left out.
+        """
         kind = event.type
         if kind == _T.ROTATE:
             self._rotate(event)
@@ -219,6 +225,11 @@ class TransactionAssembler:
         self._tables.forget_ids()
         if (file, offset) == (self._file, self._offset):
             return  # the made-up ROTATE at the start of a dump
+        if not event.timestamp and not self._is_stopped:
+            # Made up, and the file before it did not end: after a crash, or because RESET BINARY LOGS took it away.
+            # Then files that followed it may have gone unread as well.
+            raise StaleSource(f"the binlog goes on in {file}, and {self._file} has no end", reason="reset")
+        self._is_stopped = False
         self._file, self._offset = file, offset
         self._open = None
         self._finish([], size=0, doubtful=False, committed_at=0.0)
@@ -283,6 +294,8 @@ class TransactionAssembler:
                 self._open.doubtful = True  # one of its rows may have been changed or deleted again
         elif kind == _T.XA_PREPARE:
             self._xa_prepare(event)
+        elif kind == _T.STOP:
+            self._is_stopped = True
         elif kind == _T.MARIADB_QUERY_COMPRESSED:
             self._compressed_query(event, checksum_size)
         elif kind not in _NOTHING_FOR_US:

@@ -46,6 +46,7 @@ def test_a_broker_that_is_killed_and_comes_back_again_and_again(stack: Stack, ow
     assert attempts(stack) == 0
 
 
+@pytest.mark.timeout(OUTAGE_S + 300)
 def test_an_outage_costs_no_row_an_attempt_and_delivery_goes_on_by_itself(stack: Stack, own_kafka: KafkaBroker) -> None:
     stack.start()
     stack.write_some(50)

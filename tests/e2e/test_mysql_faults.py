@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.e2e.stack import Stack, stack_on
+from tests.harness import eventually
 
 #: A crash of a session may send what is in flight once more; nothing here has more in flight.
 IN_FLIGHT = 500
@@ -119,6 +120,26 @@ def test_resetting_the_binary_logs_while_the_relay_runs_and_restarting_the_serve
     time.sleep(0.5)
     writers.stop()
     stack.verdict().require_good(duplicates=2 * IN_FLIGHT)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_what_the_binary_logs_lose_when_they_are_reset_under_the_relay_is_still_sent_in_its_place(
+    stack: Stack, flushed: bool
+) -> None:
+    reset_binlog(stack)  # so that the file which is lost has the name of the one after it
+    stack.start()
+    writers = stack.write(pause_s=(0.0, 0.01))
+    stack.wait_for_rows(1_000)
+    reset_binlog(stack)
+    stack.wait_for_rows(50)  # a shorter file than the one that is gone: the server has nothing to send from there
+    if flushed:  # it goes on with the second file, and the first one is never sent
+        stack.sql("FLUSH BINARY LOGS")
+        stack.wait_for_rows(200)
+    else:
+        writers.stop()
+    eventually(lambda: len(stack.relay.said("reconcile")) > 1, "the reset noticed")
+    writers.stop()
+    stack.verdict().require_good(duplicates=IN_FLIGHT)
 
 
 def test_resetting_the_binary_logs_while_the_relay_is_down_even_when_the_new_file_is_longer(stack: Stack) -> None:
