@@ -259,7 +259,9 @@ class Binlog:
 
     def rotate(self, file: str, offset: int = 4, *, made_up: bool = True) -> bytes:
         """The stream goes on elsewhere; events written from here on are there."""
+        had, self.timestamp = self.timestamp, 0 if made_up else self.timestamp
         data = self.event(EventType.ROTATE, offset.to_bytes(8, "little") + file.encode(), in_file=not made_up)
+        self.timestamp = had
         self.file, self.offset = file, offset
         return data
 

@@ -245,7 +245,7 @@ def test_where_a_statement_begins_is_verified_and_not_only_how_it_ends() -> None
 def test_checksums_may_come_and_go(checksum: bool) -> None:
     binlog = Binlog(checksum=checksum)
     stream = learned(binlog, 4)
-    events = [binlog.rotate("binlog.000002")]
+    events = [binlog.rotate("binlog.000002", made_up=False)]
     binlog.checksum = not checksum
     events.append(binlog.format(in_file=True))
     for number in range(5, 9):

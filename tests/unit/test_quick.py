@@ -144,7 +144,7 @@ STEPS: dict[str, Step] = {
     "unknown": lambda b, rows: [b.event(150, b"x")],
     "unknown inside": lambda b, rows: [b.gtid(), b.query("BEGIN"), b.event(150, b"x"), *b.insert(*rows), b.xid()],
     "heartbeat": lambda b, rows: [b.event(E.HEARTBEAT, b"binlog.000001", in_file=False)],
-    "rotate": lambda b, rows: [b.rotate("binlog.000002"), b.format(in_file=True)],
+    "rotate": lambda b, rows: [b.rotate("binlog.000002", made_up=False), b.format(in_file=True)],
 }  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def test_the_same_file_or_one_of_which_nothing_is_known_is_read(known: int | Non
 
 def test_later_files_may_have_been_begun_at_any_time() -> None:
     binlog = Binlog(timestamp=1_700_000_000)
-    frames = [*binlog.start(), binlog.rotate("binlog.000002")]
+    frames = [*binlog.start(), binlog.rotate("binlog.000002", made_up=False)]
     binlog.timestamp = 1_800_000_000
     frames += [binlog.format(in_file=True), *binlog.transaction(outbox_row(1))]
     source = source_of(Binlog(), sent(*frames), file_created_at=1_700_000_000)
