@@ -18,8 +18,6 @@ from consumer.properties import Properties, make_client
 
 #: Seconds that one look for a first record may take; between two looks the program can be stopped.
 IDLE_WAIT_S = 0.5
-#: Records taken at a time, so that a batch of large ones goes over its limit by no more than so many.
-SLICE = 64
 #: Seconds after which a commit of offsets that has failed is tried again. One takes up to 45 s if brokers are away.
 COMMIT_AGAIN_AFTER_S = 5.0
 #: Waits below this many seconds are slept; to pause the partitions would throw away what was fetched ahead.
@@ -81,15 +79,12 @@ class KafkaSource:
         deadline = time.monotonic() + self._wait_s if self._early else None
         size = sum(record.size for record in self._early)
         while len(self._early) < self._rows and size < self._bytes and not self._stop.is_set():
-            wanted, timeout_s = 1, IDLE_WAIT_S
-            if deadline is not None:
-                wanted, timeout_s = min(SLICE, self._rows - len(self._early)), max(0.0, deadline - time.monotonic())
-            received = self._receive(wanted, timeout_s)
-            # Not before they are all here: a partition that goes takes along what is in this list, and only that.
-            self._early += received
-            size += sum(record.size for record in received)
-            if not received:
+            timeout_s = IDLE_WAIT_S if deadline is None else max(0.0, deadline - time.monotonic())
+            record = self._receive(timeout_s)
+            if record is None:
                 break
+            self._early.append(record)
+            size += record.size
             if deadline is None:
                 deadline = time.monotonic() + self._wait_s
         batch, self._early = self._early, []
@@ -103,8 +98,9 @@ class KafkaSource:
             return self._lost
         while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
             self._pause()  # again each time: partitions that have come meanwhile are not paused
-            received = self._receive(1, min(left, IDLE_WAIT_S))
-            self._early += received
+            record = self._receive(min(left, IDLE_WAIT_S))
+            if record is not None:
+                self._early.append(record)
         return self._lost
 
     def commit(self, records: Iterable[KafkaRecord]) -> None:
@@ -168,19 +164,21 @@ class KafkaSource:
         self._consumer.unsubscribe()
         self._subscribe()
 
-    def _receive(self, wanted: int, timeout_s: float) -> list[KafkaRecord]:
+    def _receive(self, timeout_s: float) -> KafkaRecord | None:
+        """The next record. One at a time: of several taken in one call some may be of before a rebalance that came in
+        the middle of it, and would overtake those that are read again after it."""
         try:
-            messages = self._consumer.consume(wanted, timeout_s)
+            message = self._consumer.poll(timeout_s)
         except KafkaException as failed:
             error = failed.args[0]
             if is_final(error):
                 raise translate(error, "reading") from failed
             _troubles.warning(error.name(), f"waiting for Kafka: {error.str()}", action="kafka_wait")
             self._stop.wait(timeout_s)
-            return []
+            return None
         if self._failure is not None:
             raise self._failure
-        return [_record(message) for message in messages if not self._is_trouble(message)]
+        return None if message is None or self._is_trouble(message) else _record(message)
 
     def _is_trouble(self, message: Message) -> bool:
         error = message.error()
