@@ -151,7 +151,7 @@ class TailSettings(_Section):
         64 * 2**20, description="the same, by bytes of payload and key"
     )
     max_unacknowledged_rows: Annotated[int, Field(ge=1)] = Field(
-        750, description="rows sent and not acknowledged by Kafka at which sending pauses; a kill doubles about so many"
+        500, description="rows sent and not acknowledged by Kafka at which sending pauses; a kill doubles about so many"
     )
     jump_behind_bytes: Annotated[int, Field(ge=0)] = Field(
         1 * 2**30, description="further behind than this, catch up from the table instead; 0 = never"

@@ -1,7 +1,7 @@
 """``make faults``: a random mix of all faults while writers write, then the verdict. Exit code 1 on any violation.
 
 ``FAULTS_SEED`` (printed when it was not given) repeats the choice of faults, of the reader and of the write-back mode;
-``FAULTS_MINUTES`` says for how long.
+``FAULTS_MINUTES`` says for how long. It begins with five SIGKILLs a minute, all in a row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from sqlalchemy.exc import DBAPIError
 from cdc_relay.acknowledged import AcknowledgedFile
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.ledger import Writers
 from tests.e2e.programs import Program
 from tests.e2e.proxy import Proxy
 from tests.e2e.stack import Stack, stack_on
 from tests.e2e.verdict import Verdict
 
 IN_FLIGHT = 2_000
+KILLS_A_MINUTE = 5
 READERS = ("wire", "library")
 MODES = ("status", "lazy", "none")
 
@@ -44,6 +46,7 @@ class World:
         self._mysql = mysql
         self._kafka = kafka
         self._proxies = proxies
+        self.writers: Writers | None = None
         self.faults: dict[str, Callable[[random.Random], None]] = {
             "SIGKILL of a relay": self._kill_a_relay,
             "SIGKILL of the consumer": lambda _: self._again(stack.consumer),
@@ -64,7 +67,32 @@ class World:
             "network cut": self._cut,
             "checkpoints removed": lambda _: shutil.rmtree(stack.checkpoint.parent, ignore_errors=True),
             "checkpoint damaged": self._damage,
+            "rows of a missing topic": lambda _: self._misdirect(),
+            "rows before their chats": lambda _: self._hide_chats(),
+            "what could not be delivered is mended": lambda _: self.mend(),
         }
+
+    def kill_in_a_row(self, chance: random.Random, times: int) -> None:
+        """SIGKILL the active relay or any other, the consumer, or all of them, and again before they have settled."""
+        kinds = ("SIGKILL of a relay", "SIGKILL of the consumer", "SIGKILL of all programs")
+        for _ in range(times):
+            self.faults[chance.choice(kinds)](chance)
+            time.sleep(chance.uniform(0.1, 1.5))
+
+    def mend(self) -> None:
+        """As an operator would: every row names the right topic, every chat is there."""
+        self._sql(
+            f"UPDATE agent_outbox_messages SET topic = '{self._stack.topic}' WHERE topic <> '{self._stack.topic}'"
+        )
+        self._sql("UPDATE agent_chats SET user_id = ABS(user_id) WHERE user_id < 0")
+
+    def _misdirect(self) -> None:
+        if self.writers is not None:
+            self.writers.misdirect(8)
+
+    def _hide_chats(self) -> None:
+        # As good as not there: a chat is found by both of its ids.
+        self._sql("UPDATE agent_chats SET user_id = -user_id WHERE user_id > 0 ORDER BY RAND() LIMIT 4")
 
     def _relay(self, chance: random.Random) -> Program:
         return chance.choice((self._stack.relay, self._other))
@@ -188,8 +216,11 @@ def run(seed: int, minutes: float) -> Verdict:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="cdc-relay-faults-")))
         mysql = closing.enter_context(MysqlServer(flavour="mysql"))
         kafka_proxy = closing.enter_context(Proxy(0))
-        listener = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{kafka_proxy.port}"}
-        kafka = closing.enter_context(KafkaBroker(options=listener))
+        options = {
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{kafka_proxy.port}",
+            "auto.create.topics.enable": False,
+        }
+        kafka = closing.enter_context(KafkaBroker(options=options))
         kafka_proxy.retarget(kafka.port)
         mysql_proxy = closing.enter_context(Proxy(mysql.port))
         stack = closing.enter_context(
@@ -201,6 +232,7 @@ def run(seed: int, minutes: float) -> Verdict:
                 tail__max_in_flight_rows=IN_FLIGHT,
                 tail__reader=reader,
                 writeback__mode=mode,
+                retry__cap_s=5,
             )
         )
         other = closing.enter_context(
@@ -209,9 +241,14 @@ def run(seed: int, minutes: float) -> Verdict:
         world = World(stack, other, mysql, kafka, [mysql_proxy, kafka_proxy])
         stack.start()
         other.start()
-        writers = stack.write(conversations=200, writers=4, pause_s=(0.0, 0.05), seed=seed)
+        writers = stack.write(conversations=200, writers=4, pause_s=(0.0, 0.05), seed=seed, max_retry=10_000)
+        world.writers = writers
+        kills = round(KILLS_A_MINUTE * minutes)
+        say(f"{time.strftime('%H:%M:%S')} {kills} SIGKILLs in a row")
         until = time.monotonic() + 60 * minutes
         try:
+            world.kill_in_a_row(chance, kills)
+            world.revive()
             while time.monotonic() < until:
                 time.sleep(chance.uniform(0.2, 6))
                 name = chance.choice(list(world.faults))
@@ -226,6 +263,7 @@ def run(seed: int, minutes: float) -> Verdict:
         began = time.monotonic()
         while True:  # a program may still end over what was the last fault
             world.revive()
+            world.mend()
             try:
                 verdict = stack.verdict(patience_s=180)
                 break

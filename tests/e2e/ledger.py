@@ -148,6 +148,11 @@ class Writers:
     def are_writing(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
+    def misdirect(self, rows: int) -> None:
+        """Let so many of the rows to come name a topic that there is not."""
+        for number, writer in enumerate(self._writers):
+            writer.misdirected_left += _share(rows, number, len(self._writers))
+
     def join(self, patience_s: float = 240.0) -> None:
         """Wait until they have written their rows."""
         deadline = time.monotonic() + patience_s
@@ -190,7 +195,7 @@ class _Writer:
         self._chance = random.Random(f"{plan.seed}/{number}")
         self._next_seq: dict[str, int] = {}
         self._large_left = _share(plan.large, number, plan.writers)
-        self._misdirected_left = _share(plan.misdirected, number, plan.writers)
+        self.misdirected_left = _share(plan.misdirected, number, plan.writers)
         self._attempt = 0
         self._connection: Any = None
 
@@ -261,8 +266,8 @@ class _Writer:
         for user_id, key, seq, message in drafts:
             payload = encode_payload(user_id, key, message)
             topic = self._plan.topic
-            if self._misdirected_left and seq > 2:
-                self._misdirected_left -= 1
+            if self.misdirected_left and seq > 2:
+                self.misdirected_left -= 1
                 topic += self._plan.misdirected_to
             values += [BIZ_TYPE, topic, key, payload, self._plan.max_retry, now, now, now]
             written.append(Written(0, key, seq, digest(payload), digest(message)))
