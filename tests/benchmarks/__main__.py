@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks``: figures on real servers; a few minutes by default, the documented set with --full.
 
-Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison, consumer. ``plot FILE``
-draws what ``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
+Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison, consumer, wire. ``plot
+FILE`` draws what ``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from tests.benchmarks import (
     restart,
     results,
     soak,
+    wire,
 )
 from tests.benchmarks.lab import FULL, Lab, Sizes
 from tests.benchmarks.servers import servers
 
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     module.__name__.rpartition(".")[2]: module.measure
-    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, consumer, soak)
+    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, consumer, wire, soak)
 }
 
 
