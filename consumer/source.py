@@ -58,6 +58,7 @@ class KafkaSource:
         self._retry_at = 0.0  # when a commit that has failed is tried again, on the monotonic clock
         self._is_away = False  # no broker answered to the last commit
         self._is_paused = False
+        self._is_stalled = False  # where a partition begins could not be asked, and librdkafka asks only once
         self._failure: KafkaError | None = None
         self._consumer = make_client(
             Consumer, properties | {"error_cb": self._on_error}, logger=logging.getLogger("confluent_kafka.consumer")
@@ -72,6 +73,9 @@ class KafkaSource:
         """
         self._resume()
         self._lost.clear()
+        if self._is_stalled:
+            self._is_stalled = False
+            self._join_anew("the offsets to begin at could not be had")
         for topic in self._replaced():
             self._begin_anew(topic)
         if self._done and time.monotonic() >= self._retry_at:
@@ -154,13 +158,13 @@ class KafkaSource:
                 self._consumer.seek(TopicPartition(topic, number, OFFSET_BEGINNING))
         except KafkaException as failed:
             # It is not being read, as when it has fewer partitions now. Kafka has forgotten the group's offsets in it.
-            self._join_anew(topic, failed.args[0].str())
+            self._join_anew(f"the new topic {topic} cannot be read so: {failed.args[0].str()}")
         if not ours:
             # The group may have shared out its partitions while there were none, and nobody has looked since.
-            self._join_anew(topic, "none of its partitions is ours")
+            self._join_anew(f"no partition of the new topic {topic} is ours")
 
-    def _join_anew(self, topic: str, why: str) -> None:
-        log.info(f"joining the group anew: {why}", action="topic_replaced", topic=topic)
+    def _join_anew(self, why: str) -> None:
+        log.info(f"joining the group anew: {why}", action="join_anew")
         self._consumer.unsubscribe()
         self._subscribe()
 
@@ -186,6 +190,8 @@ class KafkaSource:
             return False
         if is_final(error):
             raise translate(error, f"reading {message.topic() or 'the group'}")
+        # librdkafka has no code of its own for this one, and such partitions would never be read (its issue 5586).
+        self._is_stalled |= "committed offset" in error.str()
         # A topic that is not there, a broker that is away: librdkafka asks again by itself.
         _troubles.warning(
             f"{error.name()} {message.topic()}",

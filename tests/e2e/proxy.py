@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from cdc_relay.embedded.process import free_port
 
@@ -17,6 +17,13 @@ _CHUNK = 64 * 1024
 
 #: Chunks on their way in one direction; a network holds only so much, then the sender has to wait.
 _ON_THE_WAY = 64
+
+
+class Readable(Protocol):
+    """The part of a stream that a proxy needs."""
+
+    async def read(self, n: int, /) -> bytes:
+        """Up to ``n`` bytes as soon as there are any; none at the end."""
 
 
 class Proxy:
@@ -99,17 +106,17 @@ class Proxy:
         await self._unlisten()
         for link in list(self._links):
             link.reset()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.01)  # for the transports to close their sockets
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0.01)  # for the transports to close, and for connections accepted just before
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             _abort(writer)
             return
         link = _Link(writer, far_writer)
@@ -118,7 +125,8 @@ class Proxy:
         self._links.add(link)
         try:
             await asyncio.gather(
-                self._pump(reader, far_writer, link.up_is_open), self._pump(far_reader, writer, link.down_is_open)
+                self._pump(self._requests(reader, writer), far_writer, link.up_is_open),
+                self._pump(far_reader, writer, link.down_is_open),
             )
         except (OSError, asyncio.CancelledError):
             pass  # one end is gone, so the other goes too
@@ -126,7 +134,11 @@ class Proxy:
             self._links.discard(link)
             link.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
+    def _requests(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> Readable:
+        """What goes to the server; a proxy that knows the protocol may keep some of it and answer ``back``."""
+        return client
+
+    async def _pump(self, reader: Readable, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY)
         carrying = asyncio.ensure_future(_carry(on_the_way, writer, is_open))
         try:

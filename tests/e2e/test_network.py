@@ -10,6 +10,7 @@ import pytest
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.coordinator import Coordinator
 from tests.e2e.proxy import Proxy
 from tests.e2e.stack import Stack, stack_on
 
@@ -20,8 +21,8 @@ HEALED_S = 40.0
 
 
 @pytest.fixture(scope="module")
-def kafka_proxy() -> Iterator[Proxy]:
-    with Proxy(0) as proxy:
+def kafka_proxy() -> Iterator[Coordinator]:
+    with Coordinator(0) as proxy:
         yield proxy
 
 
@@ -118,3 +119,16 @@ def test_a_network_that_is_cut_for_a_while(stack: Stack, mysql_proxy: Proxy, kaf
     verdict = stack.verdict()
     verdict.require_good(duplicates=IN_FLIGHT)
     assert stack.sql("SELECT MAX(retry_count) FROM agent_outbox_messages") == [(0,)]
+
+
+def test_a_group_whose_coordinator_moves_just_as_its_offsets_are_asked_for(
+    stack: Stack, kafka_proxy: Coordinator
+) -> None:
+    """librdkafka asks once and would never read those partitions again."""
+    started(stack)
+    stack.consumer.stop()
+    stack.write_some(100)
+    kafka_proxy.refusals = 2
+    stack.consumer.start()
+    stack.verdict().require_good(duplicates=0)
+    assert kafka_proxy.refusals == 0
