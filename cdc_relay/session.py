@@ -49,8 +49,10 @@ T = TypeVar("T")
 #: How often a transaction is begun anew at once when somebody else holds its rows.
 _CONTENDED_TRIES = 6
 
-#: How long the first sweep of a session leaves processor and server to the tailer.
-_TAILER_FIRST_S = 0.25
+#: The first sweep of a session leaves processor and server to the tailer until that has read nothing for so long, …
+_TAILER_IDLE_S = 0.1
+#: … but not for longer than this.
+_TAILER_FIRST_S = 5.0
 
 #: The longest pause between sweeps, in intervals.
 _LONGEST_SWEEP_PAUSE = 10
@@ -274,8 +276,7 @@ class Session:
             safe_bytes=self._safe_bytes,
         )
         if self._source is not None:
-            # What the tailer brings has never been tried yet; what is due can wait for a moment.
-            self._intake_stopped.wait(min(_TAILER_FIRST_S, settings.sweep.interval_s))
+            self._let_tailer_catch_up()
         while not self._intake_stopped.is_set():
             began = time.monotonic()
             try:
@@ -291,6 +292,13 @@ class Session:
                 # A look at a large backlog costs the server something, so it is taken less often.
                 pause_s = min(9 * (time.monotonic() - began), _LONGEST_SWEEP_PAUSE * settings.sweep.interval_s)
                 self._intake_stopped.wait(max(settings.sweep.interval_s, pause_s))
+
+    def _let_tailer_catch_up(self) -> None:
+        """What the tailer brings has never been tried yet; what is due can wait for a moment."""
+        deadline = time.monotonic() + _TAILER_FIRST_S
+        while time.monotonic() < deadline and (self._reconciling or self.silent_s < _TAILER_IDLE_S):
+            if self._intake_stopped.wait(_TAILER_IDLE_S):
+                return
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 

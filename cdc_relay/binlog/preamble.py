@@ -7,12 +7,13 @@ checksums are new. So two *stretches* of events are remembered as the loop last 
 * ``Changeover``: XID, GTID, QUERY ``BEGIN``; one transaction ends and the next begins.
 * ``RowsHead``: TABLE_MAP and WRITE_ROWS up to its first row.
 
-For each there is one precompiled ``Struct`` of what must be the same, so that a single comparison of tuples verifies
-it all, and one of what is new each time. The comparison covers all that the loop would verify event by event: lengths,
-status, type and event size, the statement, the TABLE_MAP's bytes, how the rows begin. (Server id and QUERY's error
-code too, as they lie between.) What is left to the loop are the numbers that must fit each other: positions, and the
-size of WRITE_ROWS. A stretch that is other than supposed is read event by event. It is what is supposed from then on; a
-changeover only when the next one is of the same sizes, as learning it for one transaction costs more than it saves.
+Where the one follows the other they are verified as one (``Passage``), which costs less. For each there is one
+precompiled ``Struct`` of what must be the same, so that a single comparison of tuples verifies it all, and one of what
+is new each time. The comparison covers all that the loop would verify event by event: lengths, status, type and event
+size, the statement, the TABLE_MAP's bytes, how the rows begin. (Server id and QUERY's error code too, as they lie
+between.) What is left to the loop are the numbers that must fit each other: positions, and the size of WRITE_ROWS. A
+stretch that is other than supposed is read event by event. It is what is supposed from then on; a changeover only when
+the next one is of the same sizes, as learning it for one transaction costs more than it saves.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Changeover:
     """Where the GTID's packet begins, from the XID's on."""
     checksum: int
     """Bytes of each event's checksum, for which all this holds."""
+    codes: tuple[str, str]
+    """Of the two structs, each over the whole size."""
 
 
 @dataclass(slots=True)
@@ -93,6 +96,24 @@ class RowsHead:
     quick: QuickRows
     checksum: int
     """Bytes of each event's checksum, for which all this holds."""
+    codes: tuple[str, str]
+    """Of the two structs."""
+
+
+@dataclass(slots=True)
+class Passage:
+    """A changeover and, right behind it, the head of rows: from the rows of one transaction to those of the next."""
+
+    size: int
+    """Bytes up to the first row."""
+    stays: Unpack
+    """What must be the same, from the XID's packet on …"""
+    expected: tuple[Any, ...]
+    """… as it was the last time."""
+    numbers: Unpack
+    """What ``Changeover.ends`` and then what ``RowsHead.sizes`` give."""
+    changeover: Changeover
+    head: RowsHead
 
 
 def learn_changeover(data: bytes, xid_at: int, gtid_at: int, query_at: int, checksum: int) -> Changeover | None:
@@ -100,12 +121,13 @@ def learn_changeover(data: bytes, xid_at: int, gtid_at: int, query_at: int, chec
     end = _packet_end(data, query_at)
     if _packet_end(data, xid_at) != gtid_at or _packet_end(data, gtid_at) != query_at:
         return None
-    stays, ends = _changeover_layout(gtid_at - xid_at, query_at - gtid_at, end - query_at, checksum)
+    codes = _changeover_codes(gtid_at - xid_at, query_at - gtid_at, end - query_at, checksum)
+    stays, ends = map(_unpacking, codes)
     xid_end = _event_size(gtid_at - xid_at)
     gtid_end = xid_end + _event_size(query_at - gtid_at)
     query_end = gtid_end + _event_size(end - query_at)
     return Changeover(
-        end - xid_at, stays, stays(data, xid_at), ends, xid_end, gtid_end, query_end, gtid_at - xid_at, checksum
+        end - xid_at, stays, stays(data, xid_at), ends, xid_end, gtid_end, query_end, gtid_at - xid_at, checksum, codes
     )
 
 
@@ -113,7 +135,8 @@ def learn_rows_head(
     data: bytes, map_at: int, write_at: int, start: int, shape: Shape, quick: QuickRows, checksum: int
 ) -> RowsHead:
     """The stretch of two packets, each verified already, of which the second one's rows begin at ``start``."""
-    stays, sizes = _rows_layout(write_at - map_at, len(quick.head), checksum)
+    codes = _rows_codes(write_at - map_at, len(quick.head), checksum)
+    stays, sizes = map(_unpacking, codes)
     table_id_at = map_at + FRAME_SIZE
     return RowsHead(
         start - map_at,
@@ -127,28 +150,38 @@ def learn_rows_head(
         shape,
         quick,
         checksum,
+        codes,
     )
 
 
+def learn_passage(data: bytes, at: int, changeover: Changeover, head: RowsHead) -> Passage:
+    """The two stretches, each verified already, that begin at ``at`` one behind the other."""
+    stays, numbers = (_unpacking(first + second) for first, second in zip(changeover.codes, head.codes, strict=True))
+    return Passage(changeover.size + head.size, stays, stays(data, at), numbers, changeover, head)
+
+
 @lru_cache(_LAYOUTS)
-def _changeover_layout(xid: int, gtid: int, query: int, checksum: int) -> tuple[Unpack, Unpack]:
+def _unpacking(code: str) -> Unpack:
+    return Struct("<" + code).unpack_from
+
+
+def _changeover_codes(xid: int, gtid: int, query: int, checksum: int) -> tuple[str, str]:
     """For packets of these sizes."""
     names = query - FRAME_SIZE - QUERY_SIZES.size - len(BEGIN) - checksum  # status variables, schema and its zero
     xid_stays = f"{_STAYS}{xid - FRAME_SIZE}x"
     gtid_stays = f"{_STAYS}{gtid - FRAME_SIZE}x"
     query_stays = f"{_STAYS}{_QUERY_FIXED}{names}x{len(BEGIN)}s{checksum}x"
-    ends = f"{_END}{xid - FRAME_SIZE}x{_END}{gtid - FRAME_SIZE}x{_END}"
-    return Struct(f"<{xid_stays}{gtid_stays}{query_stays}").unpack_from, Struct(f"<{ends}").unpack_from
+    ends = (f"{_END}{packet - FRAME_SIZE}x" for packet in (xid, gtid, query))
+    return xid_stays + gtid_stays + query_stays, "".join(ends)
 
 
-@lru_cache(_LAYOUTS)
-def _rows_layout(table_map: int, head: int, checksum: int) -> tuple[Unpack, Unpack]:
+def _rows_codes(table_map: int, head: int, checksum: int) -> tuple[str, str]:
     """For a TABLE_MAP's packet of this size, and so many bytes between a row event's fixed part and its rows."""
     flags = ROWS_FIXED_SIZE - TABLE_ID_SIZE
     map_stays = f"{_STAYS}{table_map - FRAME_SIZE - checksum}s{checksum}x"
     write_stays = f"{_WRITE_STAYS}{TABLE_ID_SIZE}s{flags}x{head}s"
     sizes = f"{_END}{table_map - FRAME_SIZE}x{_WRITE_SIZES}"
-    return Struct(f"<{map_stays}{write_stays}").unpack_from, Struct(f"<{sizes}").unpack_from
+    return map_stays + write_stays, sizes
 
 
 def _packet_end(data: bytes, at: int) -> int:

@@ -28,7 +28,15 @@ from cdc_relay.binlog.events import (
     parse_commit_time,
     parse_event,
 )
-from cdc_relay.binlog.preamble import BEGIN, Changeover, RowsHead, learn_changeover, learn_rows_head
+from cdc_relay.binlog.preamble import (
+    BEGIN,
+    Changeover,
+    Passage,
+    RowsHead,
+    learn_changeover,
+    learn_passage,
+    learn_rows_head,
+)
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import JOINED_ROWS, PIECE_BYTES, OpenTransaction, TransactionAssembler
 
@@ -78,6 +86,7 @@ class QuickLoop:
         self._tables = tables
         self._changeover: Changeover | None = None
         self._head: RowsHead | None = None
+        self._passage: Passage | None = None
 
     def run(self, data: bytes, at: int) -> int:
         """Read whole packets from ``at`` on, as long as they are ordinary, or until a batch is full; where it ends."""
@@ -88,7 +97,7 @@ class QuickLoop:
         unpack, query_sizes, crc32 = FRAME.unpack_from, QUERY_SIZES.unpack_from, zlib.crc32
         by_id, by_map, foreign_maps = self._tables.by_id, self._tables.by_map, self._tables.foreign_maps
         checksum = assembler.checksum_size
-        changeover, head = self._still_supposed(checksum)
+        changeover, head, passage = self._still_supposed(checksum)
         total = len(data)
         last = total - FRAME_SIZE
 
@@ -99,6 +108,7 @@ class QuickLoop:
         end_position = assembler.offset & 0xFFFFFFFF
         gtid_at = _LENT if is_open else _NO_GTID  # of the open transaction
         map_at = map_end = -1  # the last TABLE_MAP of the outbox
+        crossed_at = -1  # where the last changeover ended
         missed = None  # the last transaction that did not begin as supposed: its GTID's place, sizes of GTID and QUERY
         # What has ended: so many rows of so many bytes, and where the last transaction's events lie.
         finished = finished_size = 0
@@ -106,31 +116,34 @@ class QuickLoop:
 
         while at <= last:
             kind = data[at + _KIND]
-            if (
-                kind == _XID
-                and changeover
-                and begun
-                and at + changeover.size <= total
-                and changeover.stays(data, at) == changeover.expected
-                and changeover.ends(data, at)
-                == (
-                    end_position + changeover.xid_end,
-                    end_position + changeover.gtid_end,
-                    end_position + changeover.query_end,
-                )
-            ):
-                finished = len(rows)
-                finished_size += size
-                size = 0
-                xid_at, finished_gtid_at, gtid_at = at, gtid_at, at + changeover.gtid_at
-                end_position += changeover.query_end
-                at += changeover.size
-                if finished >= JOINED_ROWS:
-                    break
-                continue
-
             is_supposed = False
-            if (
+            if kind == _XID and changeover and begun and at + changeover.size <= total:
+                xid_end = -1
+                if passage and at + passage.size <= total and passage.stays(data, at) == passage.expected:
+                    numbers = passage.numbers(data, at)
+                    xid_end, gtid_end, query_end, map_end_position, length, event_size, next_position = numbers
+                    is_supposed = True
+                elif changeover.stays(data, at) == changeover.expected:
+                    xid_end, gtid_end, query_end = changeover.ends(data, at)
+                if (
+                    xid_end == end_position + changeover.xid_end
+                    and gtid_end == end_position + changeover.gtid_end
+                    and query_end == end_position + changeover.query_end
+                ):
+                    finished = len(rows)
+                    finished_size += size
+                    size = 0
+                    xid_at, finished_gtid_at, gtid_at = at, gtid_at, at + changeover.gtid_at
+                    end_position = query_end
+                    at += changeover.size
+                    crossed_at = at
+                    if finished >= JOINED_ROWS:
+                        break
+                    if not is_supposed:
+                        continue
+                else:
+                    is_supposed = False
+            elif (
                 kind == _TABLE_MAP
                 and head
                 and begun
@@ -138,6 +151,8 @@ class QuickLoop:
                 and head.stays(data, at) == head.expected
             ):
                 map_end_position, length, event_size, next_position = head.sizes(data, at)
+                is_supposed = True
+            if is_supposed and head:
                 write_at = at + head.write_at
                 end = write_at + 5 + event_size
                 is_supposed = (
@@ -150,6 +165,8 @@ class QuickLoop:
                 by_id[head.table_id] = head.shape
                 decoder = head.quick.decoder
                 start = at + head.size
+                if crossed_at == at and changeover and not passage:
+                    passage = self._passage = learn_passage(data, at - changeover.size, changeover, head)
             else:
                 length, status, kind, event_size, next_position = unpack(data, at)
                 end = at + 4 + (length & 0xFFFFFF)
@@ -195,8 +212,9 @@ class QuickLoop:
                             seen = (gtid_at, at - gtid_at, end - at)
                             # Sessions whose events differ may take turns: it must be so twice running.
                             if not changeover or missed == (finished_gtid_at, *seen[1:]):
-                                self._changeover = learn_changeover(data, xid_at, gtid_at, at, checksum)
-                                changeover = self._changeover
+                                changeover = learn_changeover(data, xid_at, gtid_at, at, checksum)
+                                self._changeover, self._passage = changeover, None
+                                passage = None
                             missed = seen
                     elif kind in _CHANGES:
                         if not begun or (len(rows) > finished and data[at + _BODY : at + _TABLE_ID_END] in by_id):
@@ -229,6 +247,7 @@ class QuickLoop:
                     break
                 if map_end == at:
                     head = self._head = learn_rows_head(data, map_at, at, start, shape, quick, checksum)
+                    passage = self._passage = None
                 write_at = at
                 decoder = quick.decoder
 
@@ -264,14 +283,14 @@ class QuickLoop:
             assembler.take_open(OpenTransaction(begun, rows, size), beyond_4_gib | end_position, commit_time)
         return at
 
-    def _still_supposed(self, checksum: int) -> tuple[Changeover | None, RowsHead | None]:
+    def _still_supposed(self, checksum: int) -> tuple[Changeover | None, RowsHead | None, Passage | None]:
         """What was learned, unless checksums came or went since then, or the outbox table is not what it was."""
         if self._changeover and self._changeover.checksum != checksum:
-            self._changeover = None
+            self._changeover = self._passage = None
         head = self._head
         if head and (head.checksum != checksum or self._tables.by_map.get(head.map_body) is not head.shape):
-            self._head = None
-        return self._changeover, self._head
+            self._head = self._passage = None
+        return self._changeover, self._head, self._passage
 
     def _commit_time(self, data: bytes, gtid_at: int, checksum: int) -> float | None:
         """As the GTID at ``gtid_at`` says, or as the assembler knows of the transaction that it lent."""

@@ -19,8 +19,7 @@ _UNITS = (1, 10_000, 100, 1)
 #: The longest form: date and time to the second, then millionths in three bytes.
 _MICROSECONDS = Struct(">5sBH").unpack
 
-_THREE_DIGITS = [b"%03d" % number for number in range(1000)]
-_join = b"".join
+_FRACTION = b".%06d"
 
 #: Seconds that are remembered; those of the rows in flight are near each other.
 _SECONDS = 4096
@@ -60,7 +59,7 @@ class Rfc3339:
 
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
-        self._seconds: dict[bytes, tuple[bytes, bytes] | None] = {}
+        self._forms: dict[bytes, bytes | None] = {}
 
     def text(self, raw: bytes) -> bytes | None:
         """``raw`` in words; None for dates that Python cannot hold."""
@@ -70,26 +69,20 @@ class Rfc3339:
         else:
             second, microsecond = raw[:WHOLE_BYTES], _microsecond(raw)
         try:
-            around = self._seconds[second]
+            form = self._forms[second]
         except KeyError:
-            around = self._learn(second)
-        if around is None:
+            form = self._learn(second)
+        if form is None or microsecond >= 1_000_000:  # more than a second: damaged
             return None
-        if not microsecond:
-            return around[0] + around[1]
-        thousands, rest = divmod(microsecond, 1000)
-        try:
-            return _join((around[0], b".", _THREE_DIGITS[thousands], _THREE_DIGITS[rest], around[1]))
-        except IndexError:
-            return None  # more than a second: damaged
+        return form % microsecond if microsecond else form.replace(_FRACTION, b"")
 
-    def _learn(self, second: bytes) -> tuple[bytes, bytes] | None:
-        if len(self._seconds) >= _SECONDS:
-            self._seconds.clear()
+    def _learn(self, second: bytes) -> bytes | None:
+        if len(self._forms) >= _SECONDS:
+            self._forms.clear()
         wall = unpack(second)
-        around = None
+        form = None
         if wall is not None:
             naive = wall.isoformat().encode()
-            around = naive, wall.replace(tzinfo=self._zone).isoformat().encode()[len(naive) :]
-        self._seconds[second] = around
-        return around
+            form = naive + _FRACTION + wall.replace(tzinfo=self._zone).isoformat().encode()[len(naive) :]
+        self._forms[second] = form
+        return form

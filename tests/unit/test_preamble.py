@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cdc_relay.binlog.quick as quick_module
 from cdc_relay.binlog.events import EventType as E
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.preamble import Changeover, RowsHead, learn_changeover, learn_rows_head
+from cdc_relay.binlog.preamble import Changeover, Passage, RowsHead, learn_changeover, learn_passage, learn_rows_head
 from cdc_relay.binlog.quick import QuickLoop
 from cdc_relay.binlog.rows import DescribedColumn
 from cdc_relay.binlog.source import BinlogSource
@@ -123,12 +123,18 @@ class Learned:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.changeovers: list[Changeover | None] = []
         self.heads: list[RowsHead] = []
+        self.passages: list[Passage] = []
         patch.setattr(quick_module, "learn_changeover", self._changeover)
         patch.setattr(quick_module, "learn_rows_head", self._head)
+        patch.setattr(quick_module, "learn_passage", self._passage)
 
     def _changeover(self, *values: Any) -> Changeover | None:
         self.changeovers.append(learn_changeover(*values))
         return self.changeovers[-1]
+
+    def _passage(self, *values: Any) -> Passage:
+        self.passages.append(learn_passage(*values))
+        return self.passages[-1]
 
     def _head(self, *values: Any) -> RowsHead:
         self.heads.append(learn_rows_head(*values))
@@ -142,7 +148,7 @@ def test_a_steady_stream_is_learned_once(monkeypatch: pytest.MonkeyPatch, checks
     stream = learned(binlog, 50)
     (rows, _, _), unsupported = outcome([b"".join(stream)], binlog, careful=False)
     assert (len(rows), unsupported) == (50, [])
-    assert (len(known.changeovers), len(known.heads)) == (1, 1)
+    assert (len(known.changeovers), len(known.heads), len(known.passages)) == (1, 1, 1)
 
 
 def test_another_shape_is_learned_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +159,7 @@ def test_another_shape_is_learned_when_it_comes(monkeypatch: pytest.MonkeyPatch)
         committed_at = 1.7e9 if number > 20 else None  # later GTIDs are longer
         events += binlog.transaction(outbox_row(number), committed_at=committed_at)
     assert_read_alike([b"".join(packets(events))], binlog)
-    assert len(known.changeovers) == 2
-    assert len(known.heads) == 1
+    assert (len(known.changeovers), len(known.heads), len(known.passages)) == (2, 1, 2)
     first, second = known.changeovers
     assert first and second
     assert second.size == first.size + 7
@@ -167,7 +172,7 @@ def test_sessions_that_take_turns_do_not_make_it_learn_each_time(monkeypatch: py
     for number in range(1, 40):
         events += binlog.transaction(outbox_row(number), committed_at=1.7e9 if number % 2 else None)
     assert_read_alike([b"".join(packets(events))], binlog)
-    assert len(known.changeovers) == 1
+    assert (len(known.changeovers), len(known.passages)) == (1, 1)
 
 
 def test_a_transaction_of_many_statements_learns_only_what_stands_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +183,7 @@ def test_a_transaction_of_many_statements_learns_only_what_stands_before_rows(mo
         events += binlog.insert(outbox_row(number))
     events.append(binlog.xid())
     assert_read_alike([b"".join(packets(events))], binlog)
-    assert (len(known.changeovers), len(known.heads)) == (0, 1)
+    assert (len(known.changeovers), len(known.heads), len(known.passages)) == (0, 1, 0)
 
 
 def test_what_stands_between_is_not_part_of_a_stretch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery
 from cdc_relay.outbox import datetime2
-from cdc_relay.outbox.envelope import SHORT, Encoder
+from cdc_relay.outbox.envelope import SHORT, Encoder, check_json, decode
 from cdc_relay.outbox.row import BinlogRow, Due, OutboxRow
 from cdc_relay.parking import SharedParking
 from cdc_relay.quick_send import QuickSender
@@ -30,7 +31,10 @@ packed_times = st.none() | st.builds(
     st.integers(datetime2.WHOLE_BYTES, datetime2.LONGEST_BYTES),
 )
 payloads = st.sampled_from(
-    [b"{}", b"1", b"", b"{", b"NaN", b'"\\ud800"', b"[" * 600 + b"]" * 600, b'"' + b"x" * SHORT + b'"']
+    [
+        *(b"{}", b"1", b"", b"{", b"NaN", b'"\\ud800"', b"[" * 600 + b"]" * 600, b'"' + b"x" * SHORT + b'"'),
+        *(b"\xef\xbb\xbf{}", b'"\xff"', b"1e999", b"9" * 30, b"{} {}", b"{}\0", b"[1,]"),
+    ]
 )
 rows = st.builds(
     lambda *values: BinlogRow(*values, False),
@@ -90,6 +94,28 @@ def test_packed_rows_are_sent_as_the_same_rows_unpacked_are(
     }
     assert quick.parked == careful.parked
     assert parking.waiting(100) == parked.waiting(100)
+
+
+texts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+).map(lambda value: json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+scraps = st.sampled_from([*(bytes([byte]) for byte in b'{}[]",:\\/ \t\n\0\x1f\x7f\x80-+.0189eEuntf'), b"\xef\xbb\xbf"])
+
+
+@given(texts, st.lists(st.tuples(st.integers(0, 200), st.integers(0, 2), scraps), max_size=3))
+def test_no_payload_passes_that_the_careful_way_refuses(
+    payload: bytes, mutations: list[tuple[int, int, bytes]]
+) -> None:
+    for at, length, scrap in mutations:
+        payload = payload[:at] + scrap + payload[at + length :]
+    publisher = FakePublisher()
+    publisher.topics.add("topic")
+    quick, delivery = sender(publisher, SharedParking())
+    if quick.run([packed(1, payload=payload)], 0, Due.at(WALL), delivery):
+        check_json(payload)
+        assert decode(publisher.published[0].value).outbox_id == 1
 
 
 def sender(publisher: FakePublisher, parking: SharedParking) -> tuple[QuickSender, Delivery]:
