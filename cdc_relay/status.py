@@ -24,8 +24,8 @@ from cdc_relay.errors import CheckpointError, ConfigurationError, DatabaseError
 from cdc_relay.lease import lock_names
 from cdc_relay.outbox.clock import from_column, utc_now
 from cdc_relay.outbox.database import make_engine, transaction, translated
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.outbox.status import Status
 from cdc_relay.reconcile import ServerBinlog, bytes_between
 
@@ -113,7 +113,7 @@ def look(settings: Settings) -> RelayStatus:
     engine = make_engine(settings.database, pool_size=1)
     try:
         with transaction(engine) as connection:
-            statements = OutboxStatements(settings.database.table)
+            statements = OperatorStatements(settings.database.table)
             found = statements.count_by_status(connection)
             rows = {status.value: found.pop(status.value, 0) for status in Status} | found
             oldest = _oldest(connection, statements, settings)
@@ -152,7 +152,7 @@ def _told(what: str, unknown: dict[str, str], ask: Callable[[], _T]) -> _T | Non
         return None
 
 
-def _oldest(connection: Connection, statements: OutboxStatements, settings: Settings) -> OldestPending | None:
+def _oldest(connection: Connection, statements: OperatorStatements, settings: Settings) -> OldestPending | None:
     row = statements.oldest_pending(connection)
     if row is None:
         return None

@@ -27,7 +27,8 @@ from cdc_relay.outbox.clock import due_bound, to_column
 from cdc_relay.outbox.envelope import encode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
-from cdc_relay.outbox.statements import OutboxStatements, PendingRow
+from cdc_relay.outbox.sql import PendingRow
+from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parked_rows import ParkedRows
 from cdc_relay.parking import SharedParking
 

@@ -18,7 +18,7 @@ from cdc_relay.errors import DatabaseUnavailable
 from cdc_relay.logs import get_logger
 from cdc_relay.outbox.backoff import Backoff, NextAttempt
 from cdc_relay.outbox.clock import DatabaseClock, utc_now
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.consumer_statements import ConsumerStatements
 from cdc_relay.row_image import log_changes_only
 from consumer import topics
 from consumer.dead_letter import ACK_TIMEOUT_S, DeadLetterTopics
@@ -58,7 +58,7 @@ class Service:
         self._engine = consumer_engine(settings.database, connections=settings.consumer.workers)
         if settings.consumer.row_image == "minimal":
             log_changes_only(self._engine, "consumer.row_image")
-        self._outbox = OutboxStatements(settings.database.table)
+        self._outbox = ConsumerStatements(settings.database.table)
         self._consumer_properties = consumer_properties(settings.kafka, settings.consumer.group_id)
         self._registry = process_registry()
         self._metrics = ConsumerMetrics(self._registry)

@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.errors import PoisonRow, RelayError, RetryableRow
 from cdc_relay.outbox.clock import to_column
+from cdc_relay.outbox.consumer_statements import ConsumerStatements
 from cdc_relay.outbox.database import error_code, make_engine, translate
-from cdc_relay.outbox.statements import OutboxStatements
 
 #: What SQLAlchemy and the driver raise.
 DATABASE_ERRORS = (SQLAlchemyError, pymysql.err.Error)
@@ -53,7 +53,7 @@ class UnitOfWork:
 
     connection: Connection
 
-    def __init__(self, engine: Engine, outbox: OutboxStatements, zone: tzinfo, now: datetime) -> None:
+    def __init__(self, engine: Engine, outbox: ConsumerStatements, zone: tzinfo, now: datetime) -> None:
         """``now`` is an instant; ``zone`` is that of the DATETIME columns."""
         self.outbox = outbox
         self.now = to_column(now, zone)

@@ -14,7 +14,7 @@ from cdc_relay.errors import PoisonRow
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.clock import to_column
 from cdc_relay.outbox.row import LockedRow
-from cdc_relay.outbox.statements import DISCARDED, PARKED, WaitingRow
+from cdc_relay.outbox.sql import DISCARDED, PARKED, WaitingRow
 from consumer.delivery import DeadLetter, KafkaRecord, Partition
 from consumer.registry import Event, Handler, HandlerRegistry
 
@@ -56,7 +56,7 @@ class FakeTables:
 
 
 class FakeOutbox:
-    """``OutboxStatements`` as far as the consumer uses it; the connection is a ``FakeTables``."""
+    """``ConsumerStatements``, as far as the worker uses them; the connection is a ``FakeTables``."""
 
     def __init__(self) -> None:
         self.reads = 0

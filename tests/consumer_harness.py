@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, text
 from cdc_relay.config import Settings, load
 from cdc_relay.outbox.clock import utc_now
 from cdc_relay.outbox.envelope import encode
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.outbox.statements import OutboxStatements
 from consumer.plan import Counts, Outcome
 from consumer.service import Service
@@ -151,7 +152,7 @@ class World:
 
     def status_counts(self) -> dict[str, int]:
         with self.engine.connect() as connection:
-            return OutboxStatements().count_by_status(connection)
+            return OperatorStatements().count_by_status(connection)
 
     def histories(self) -> list[History]:
         sql = "SELECT chat_id, user_id, message_content, role, created_at FROM chat_histories ORDER BY id"

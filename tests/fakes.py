@@ -17,7 +17,7 @@ from cdc_relay.errors import CheckpointError, KafkaUnavailable, PoisonRow, Retry
 from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.envelope import Headers, Record
 from cdc_relay.outbox.row import LockedRow, OutboxRow
-from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, PendingRow, WaitingRow
+from cdc_relay.outbox.sql import DISCARDED, HELD_BACK, PARKED, REQUEUED, PendingRow, WaitingRow
 
 Report = Callable[[Any, Any], None]
 
@@ -217,7 +217,9 @@ class StoredRow:
 
 
 class FakeOutboxTable:
-    """The outbox table in memory, and what the sweep and the status writer do to it (``OutboxStatements``).
+    """The outbox table in memory, and what sweep, status writer and operator do to it.
+
+    As by ``OutboxStatements`` and ``OperatorStatements``.
 
     Every statement takes the "connection" first, which is the table itself. ``transaction`` undoes what it has done
     when it ends in an exception; ``fails`` and ``loses_the_answer`` let the next ones end so.

@@ -20,7 +20,7 @@ from cdc_relay.binlog.server import server_binlog
 from cdc_relay.config import KafkaSettings, Settings
 from cdc_relay.errors import ConfigurationError, DatabaseError, KafkaError, KafkaUnavailable
 from cdc_relay.outbox.database import make_engine, transaction
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.outbox.table import DEFAULT_TABLE, outbox_table
 from cdc_relay.reconcile import ServerBinlog
 
@@ -84,7 +84,7 @@ class ThrowawayOutbox:
         self.settings = altered(settings, own)
         """Those given, for this database."""
         self.engine = make_engine(altered(patient, own).database, pool_size=_FILLERS)
-        self._statements = OutboxStatements()
+        self._statements = OperatorStatements()
         self._may_exist = False
 
     def create(self) -> None:

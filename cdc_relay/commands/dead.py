@@ -15,7 +15,7 @@ from cdc_relay.commands.output import as_json, show_table
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from cdc_relay.outbox.statements import OutboxStatements
+    from cdc_relay.outbox.operator_statements import OperatorStatements
 
 app = typer.Typer(
     help="Rows that have used up their retries, or that no retry can cure. They stay until you requeue them. "
@@ -47,11 +47,11 @@ def list_(
     """
     settings = options.load_settings(config, unused=("kafka.bootstrap_servers",), database__url=database_url)
     from cdc_relay.outbox.database import make_engine, transaction
-    from cdc_relay.outbox.statements import OutboxStatements
+    from cdc_relay.outbox.operator_statements import OperatorStatements
 
     engine = make_engine(settings.database, pool_size=1)
     with transaction(engine) as connection:
-        rows = [dict(row._mapping) for row in OutboxStatements(settings.database.table).dead(connection, limit)]
+        rows = [dict(row._mapping) for row in OperatorStatements(settings.database.table).dead(connection, limit)]
     engine.dispose()
     if json:
         typer.echo(as_json(rows))
@@ -128,7 +128,7 @@ def _decide(
     every: bool,
     config: Path | None,
     database_url: str | None,
-    which: Callable[[OutboxStatements], Callable[[Connection, Sequence[int] | None, datetime], int]],
+    which: Callable[[OperatorStatements], Callable[[Connection, Sequence[int] | None, datetime], int]],
 ) -> int:
     """Run the statement for these ids, or for every dead row; how many rows it has changed."""
     if every == bool(ids):
@@ -136,11 +136,11 @@ def _decide(
     settings = options.load_settings(config, unused=("kafka.bootstrap_servers",), database__url=database_url)
     from cdc_relay.outbox.clock import to_column, utc_now
     from cdc_relay.outbox.database import make_engine, transaction
-    from cdc_relay.outbox.statements import OutboxStatements
+    from cdc_relay.outbox.operator_statements import OperatorStatements
 
     engine = make_engine(settings.database, pool_size=1)
     with transaction(engine) as connection:
         now = to_column(utc_now(), settings.database.zone)
-        changed = which(OutboxStatements(settings.database.table))(connection, ids or None, now)
+        changed = which(OperatorStatements(settings.database.table))(connection, ids or None, now)
     engine.dispose()
     return changed

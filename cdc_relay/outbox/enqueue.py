@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from cdc_relay.outbox.clock import to_column, utc_now
 from cdc_relay.outbox.envelope import check_json, is_legal_topic
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.sql import quoted_name
 from cdc_relay.outbox.table import DEFAULT_MAX_RETRY, DEFAULT_TABLE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def enqueue(
     # A Session has .connection(), which is the connection of its transaction; a Connection is one already.
     connection = session if isinstance(session, Connection) else session.connection()
     sql = (
-        f"INSERT INTO {OutboxStatements(table).table} (biz_type, topic, message_key, payload, status, retry_count, "
+        f"INSERT INTO {quoted_name(table)} (biz_type, topic, message_key, payload, status, retry_count, "
         "max_retry, next_retry_at, created_at, updated_at) VALUES (:biz_type, :topic, :message_key, :payload, "
         "'pending', 0, :max_retry, :due, :created, :created)"
     )

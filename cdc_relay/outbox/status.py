@@ -29,4 +29,4 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     # Only by `cdc-relay dead requeue`, and `dead discard`, which only notes that the row is let go.
     Status.DEAD: frozenset({Status.PENDING, Status.DEAD}),
 }
-"""Which status may follow which. ``statements.py`` enforces this in its WHERE clauses; a test compares the two."""
+"""Which status may follow which. The statements hold to it in their WHERE clauses; a test compares the two."""

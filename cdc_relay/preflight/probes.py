@@ -17,6 +17,7 @@ from cdc_relay.config import DatabaseSettings, Settings
 from cdc_relay.errors import DatabaseError, RelayError
 from cdc_relay.outbox.clock import from_column
 from cdc_relay.outbox.database import translated
+from cdc_relay.outbox.sql import quoted_name
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.preflight.check import Check, Level, ok
 from cdc_relay.preflight.facts import Essentials
@@ -96,7 +97,7 @@ def zone_check(connection: Connection, database: DatabaseSettings, now: datetime
     """Whether the newest row's created_at can be a time of ``database.timezone``."""
     name = "database.timezone"
     row = connection.execute(
-        text(f"SELECT created_at FROM {OutboxStatements(database.table).table} ORDER BY id DESC LIMIT 1")
+        text(f"SELECT created_at FROM {quoted_name(database.table)} ORDER BY id DESC LIMIT 1")
     ).first()
     if row is None or not isinstance(row.created_at, datetime):
         return ok(name, f"{database.timezone}; no row to compare it with")

@@ -11,7 +11,7 @@ from cdc_relay.errors import DatabaseError, KafkaError
 from cdc_relay.outbox.clock import utc_now
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.envelope import is_legal_topic
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.preflight.check import Check, Level, ok
 from cdc_relay.preflight.facts import essentials, extras
 from cdc_relay.preflight.kafka import kafka_checks
@@ -65,7 +65,7 @@ def _check_mysql(connection: Connection, settings: Settings, topics: set[str]) -
         if can_read:
             checks.append(zone_check(connection, settings.database, utc_now()))
             # A row with an illegal topic dies of it; that is no matter of Kafka.
-            topics.update(filter(is_legal_topic, OutboxStatements(table).pending_topics(connection)))
+            topics.update(filter(is_legal_topic, OperatorStatements(table).pending_topics(connection)))
     if facts.log_bin:
         checks.append(filter_check(connection, facts))
     return checks

@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from cdc_relay.outbox.backoff import NextAttempt
-from cdc_relay.outbox.statements import DISCARDED, PARKED, REQUEUED, OutboxStatements
+from cdc_relay.outbox.consumer_statements import ConsumerStatements
+from cdc_relay.outbox.sql import DISCARDED, PARKED, REQUEUED
 from tests.consumer_fakes import T0, FakeOutbox, FakeRow, FakeTables
 
 pytestmark = pytest.mark.mysql
@@ -91,12 +92,12 @@ def read(connection: Connection) -> dict[int, FakeRow]:
 @pytest.mark.parametrize("step", STEPS)
 def test_the_fake_does_what_mysql_does(connection: Connection, step: str) -> None:
     tables = FakeTables({row.id: row for row in STATES})
-    said_by_fake, said = STEPS[step](FakeOutbox(), tables), STEPS[step](OutboxStatements(), connection)
+    said_by_fake, said = STEPS[step](FakeOutbox(), tables), STEPS[step](ConsumerStatements(), connection)
     assert said_by_fake == said
     assert tables.rows == read(connection)
 
 
 def test_times_are_those_of_the_table(connection: Connection) -> None:
-    row = OutboxStatements().lock_rows(connection, [IDS[-1]])[IDS[-1]]
+    row = ConsumerStatements().lock_rows(connection, [IDS[-1]])[IDS[-1]]
     assert isinstance(row.created_at, datetime)
     assert (row.created_at, row.published_at, row.next_retry_at) == (T0, T0, LATER)

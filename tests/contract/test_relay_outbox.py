@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from cdc_relay.outbox.backoff import NextAttempt
-from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, OutboxStatements
+from cdc_relay.outbox.operator_statements import OperatorStatements
+from cdc_relay.outbox.sql import DISCARDED, HELD_BACK, PARKED, REQUEUED
+from cdc_relay.outbox.statements import OutboxStatements
 from tests.fakes import FakeOutboxTable, StoredRow
 
 pytestmark = pytest.mark.mysql
@@ -48,6 +50,11 @@ STATES = [
 IDS = [row.id for row in STATES]
 MISSING = len(STATES) + 1
 ASKED = [*IDS, MISSING]
+
+
+class Statements(OutboxStatements, OperatorStatements):
+    """All that the fake stands in for."""
+
 
 Step = Callable[[Any, Any], Any]
 
@@ -128,7 +135,7 @@ def test_the_fake_does_to_every_state_what_the_statement_does(
     step = STEPS[name]
     fake = FakeOutboxTable(*STATES)
     with transaction() as connection:
-        wanted = step(OutboxStatements(), connection)
+        wanted = step(Statements(), connection)
     with transaction() as connection:
         table = stored(connection)
     with fake.transaction() as at:

@@ -75,9 +75,9 @@ def clock_ahead(seconds: float) -> None:
 def every_clock_ahead(seconds: float) -> None:
     """The database's clock too, as this program reads it."""
     clock_ahead(seconds)  # before others import it by name
-    from cdc_relay.outbox.statements import OutboxStatements
+    from cdc_relay.outbox.sql import TableStatements
 
-    OutboxStatements.database_now = staticmethod(lambda _: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
+    TableStatements.database_now = staticmethod(lambda _: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
 
 
 def fatal_producer(flag: Path) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from consumer.plan import Outcome
 from tests.consumer_harness import World, payload
 from tests.harness import Outbox, eventually, outbox_id, read_topic, running_relay, settings_for
@@ -31,9 +31,9 @@ def decide(engine: Engine, how: str, ids: Sequence[int]) -> None:
     now = datetime.now(UTC).replace(tzinfo=None)
     with engine.begin() as connection:
         if how == "requeue":
-            OutboxStatements().requeue_dead(connection, ids, now)
+            OperatorStatements().requeue_dead(connection, ids, now)
         elif how == "discard":
-            OutboxStatements().discard_dead(connection, ids, now)
+            OperatorStatements().discard_dead(connection, ids, now)
         else:
             connection.exec_driver_sql(f"DELETE FROM agent_outbox_messages WHERE id IN ({', '.join(map(str, ids))})")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,10 +19,13 @@ from cdc_relay.config import DatabaseSettings
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.errors import DatabaseError
 from cdc_relay.outbox.backoff import NextAttempt
+from cdc_relay.outbox.consumer_statements import ConsumerStatements
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.enqueue import enqueue
+from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.outbox.row import OutboxRow
-from cdc_relay.outbox.statements import DISCARDED, HELD_BACK, PARKED, REQUEUED, OutboxStatements
+from cdc_relay.outbox.sql import DISCARDED, HELD_BACK, PARKED, REQUEUED
+from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.outbox.status import TRANSITIONS, Status
 from cdc_relay.outbox.table import outbox_table
 
@@ -67,6 +71,8 @@ class Outbox:
         self.engine = engine
         self.table = table
         self.statements = OutboxStatements(table)
+        self.operator = OperatorStatements(table)
+        self.consumer = ConsumerStatements(table)
         self.no_error = "" if table == "gorm" else None
 
     def insert(self, **values: Any) -> int:
@@ -145,7 +151,7 @@ def ours(engine: Engine) -> Outbox:
 
 
 class Case(NamedTuple):
-    run: Callable[[OutboxStatements, Connection, int], int]
+    run: Callable[[Outbox, Connection, int], int]
     ends: dict[Status, Status]
     """Where it takes a row from each status that it touches; every other row stays exactly as it is."""
 
@@ -154,33 +160,37 @@ AGAIN, DEAD = NextAttempt(1, LATER), NextAttempt(1, None)
 PENDING, PUBLISHED, CONSUMED = Status.PENDING, Status.PUBLISHED, Status.CONSUMED
 
 CASES: dict[str, Case] = {
-    "put_back": Case(lambda s, c, i: s.put_back(c, [i], NOW), {PUBLISHED: PENDING}),
-    "lease": Case(lambda s, c, i: s.lease(c, [i], LATER, NOW), {PENDING: PENDING}),
+    "put_back": Case(lambda o, c, i: o.statements.put_back(c, [i], NOW), {PUBLISHED: PENDING}),
+    "lease": Case(lambda o, c, i: o.statements.lease(c, [i], LATER, NOW), {PENDING: PENDING}),
     "mark_published": Case(
-        lambda s, c, i: s.mark_published(c, [i], 0, NOW),
+        lambda o, c, i: o.statements.mark_published(c, [i], 0, NOW),
         {PENDING: PUBLISHED, PUBLISHED: PUBLISHED, CONSUMED: CONSUMED},  # the latter two: published_at is filled
     ),
-    "mark_undelivered": Case(lambda s, c, i: s.mark_undelivered(c, i, 0, AGAIN, "too large", NOW), {PENDING: PENDING}),
-    "mark_undelivered, dead": Case(
-        lambda s, c, i: s.mark_undelivered(c, i, 0, DEAD, "too large", NOW), {PENDING: Status.DEAD}
+    "mark_undelivered": Case(
+        lambda o, c, i: o.statements.mark_undelivered(c, i, 0, AGAIN, "too large", NOW), {PENDING: PENDING}
     ),
-    "hold_back": Case(lambda s, c, i: s.hold_back(c, [i], 1, NOW), {PENDING: PENDING}),
-    "requeue_dead": Case(lambda s, c, i: s.requeue_dead(c, [i], NOW), {Status.DEAD: PENDING}),
-    "requeue_dead, all": Case(lambda s, c, _: s.requeue_dead(c, None, NOW), {Status.DEAD: PENDING}),
-    "discard_dead": Case(lambda s, c, i: s.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
-    "discard_dead, all": Case(lambda s, c, _: s.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
-    "mark_consumed": Case(lambda s, c, i: s.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}),
+    "mark_undelivered, dead": Case(
+        lambda o, c, i: o.statements.mark_undelivered(c, i, 0, DEAD, "too large", NOW), {PENDING: Status.DEAD}
+    ),
+    "hold_back": Case(lambda o, c, i: o.statements.hold_back(c, [i], 1, NOW), {PENDING: PENDING}),
+    "requeue_dead": Case(lambda o, c, i: o.operator.requeue_dead(c, [i], NOW), {Status.DEAD: PENDING}),
+    "requeue_dead, all": Case(lambda o, c, _: o.operator.requeue_dead(c, None, NOW), {Status.DEAD: PENDING}),
+    "discard_dead": Case(lambda o, c, i: o.operator.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
+    "discard_dead, all": Case(lambda o, c, _: o.operator.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
+    "mark_consumed": Case(
+        lambda o, c, i: o.consumer.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
+    ),
     "consume_undecided": Case(
-        lambda s, c, i: s.consume_undecided(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
+        lambda o, c, i: o.consumer.consume_undecided(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
     ),
     "mark_failed": Case(
-        lambda s, c, i: s.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
+        lambda o, c, i: o.consumer.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
     ),
     "mark_failed, dead": Case(
-        lambda s, c, i: s.mark_failed(c, i, DEAD, "no such chat", NOW),
+        lambda o, c, i: o.consumer.mark_failed(c, i, DEAD, "no such chat", NOW),
         {PENDING: Status.DEAD, PUBLISHED: Status.DEAD},
     ),
-    "park": Case(lambda s, c, i: s.park(c, [i], 1, LATER, NOW), {PENDING: PENDING, PUBLISHED: PENDING}),
+    "park": Case(lambda o, c, i: o.consumer.park(c, [i], 1, LATER, NOW), {PENDING: PENDING, PUBLISHED: PENDING}),
 }
 
 
@@ -191,7 +201,7 @@ def test_a_statement_touches_rows_of_its_statuses_only_and_takes_them_where_it_s
 ) -> None:
     row_id, bystander = outbox.insert_as(start), outbox.insert_as(PENDING)
     before, beside = outbox.row(row_id), outbox.row(bystander)
-    touched = outbox.do(lambda connection: CASES[name].run(outbox.statements, connection, row_id))
+    touched = outbox.do(lambda connection: CASES[name].run(outbox, connection, row_id))
     after = outbox.row(row_id)
     end = CASES[name].ends.get(start)
     if end is None:
@@ -217,7 +227,10 @@ def test_the_cases_above_are_transitions_of_the_contract_and_cover_all_of_them()
 
 def test_every_writing_statement_is_among_the_cases_and_its_docstring_says_the_same() -> None:
     documented = {}
-    for name, method in inspect.getmembers(OutboxStatements, inspect.isfunction):
+    methods = (
+        inspect.getmembers(of, inspect.isfunction) for of in (OutboxStatements, OperatorStatements, ConsumerStatements)
+    )
+    for name, method in chain.from_iterable(methods):
         if said := re.match(r"(\w+(?: or \w+)*) -> (\w+(?: or \w+)*)", inspect.getdoc(method) or ""):
             documented[name] = tuple(set(group.split(" or ")) for group in said.groups())
         elif not name.startswith("_"):
@@ -250,7 +263,7 @@ def test_published_clears_the_error_and_the_next_attempt(outbox: Outbox) -> None
 
 def test_consumed_clears_the_error_and_the_next_attempt_and_fills_both_times(outbox: Outbox) -> None:
     row_id = outbox.insert(last_error="no such chat", retry_count=2, next_retry_at=LATER)
-    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
     row = outbox.row(row_id)
     assert (row["published_at"], row["consumed_at"]) == (NOW, NOW)
     assert (row["next_retry_at"], row["last_error"]) == (None, outbox.no_error)
@@ -258,7 +271,7 @@ def test_consumed_clears_the_error_and_the_next_attempt_and_fills_both_times(out
 
 def test_consumed_keeps_the_time_at_which_it_was_published(outbox: Outbox) -> None:
     row_id = outbox.insert(status="published", published_at=BEFORE)
-    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
     assert outbox.row(row_id)["published_at"] == BEFORE
 
 
@@ -275,23 +288,28 @@ def test_only_rows_published_before_the_time_given_are_put_back_lowest_first_and
     assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, NOW, 10)) == old[2:]
 
 
-@pytest.mark.parametrize("by", ["mark_undelivered", "mark_failed"])
+def fail(outbox: Outbox, by: str, row_id: int, sent_with: int, attempt: NextAttempt, reason: str) -> None:
+    """Let an attempt to deliver the row fail, as relay or consumer write it."""
+    if by == "relay":
+        outbox.do(lambda c: outbox.statements.mark_undelivered(c, row_id, sent_with, attempt, reason, NOW))
+    else:
+        outbox.do(lambda c: outbox.consumer.mark_failed(c, row_id, attempt, reason, NOW))
+
+
+@pytest.mark.parametrize("by", ["relay", "consumer"])
 def test_a_failure_counts_schedules_and_says_why(outbox: Outbox, by: str) -> None:
     row_id = outbox.insert(retry_count=4)
     reason = "汉字 😀 " * 1000
-    attempt = NextAttempt(5, LATER)
-    before = {"mark_undelivered": (4,), "mark_failed": ()}[by]
-    outbox.do(lambda c: getattr(outbox.statements, by)(c, row_id, *before, attempt, reason, NOW))
+    fail(outbox, by, row_id, 4, NextAttempt(5, LATER), reason)
     row = outbox.row(row_id)
     assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("pending", 5, LATER)
     assert row["last_error"] == reason[:1999] + "…"
 
 
-@pytest.mark.parametrize("by", ["mark_undelivered", "mark_failed"])
+@pytest.mark.parametrize("by", ["relay", "consumer"])
 def test_the_last_failure_leaves_no_next_attempt(outbox: Outbox, by: str) -> None:
     row_id = outbox.insert(retry_count=19)
-    before = {"mark_undelivered": (19,), "mark_failed": ()}[by]
-    outbox.do(lambda c: getattr(outbox.statements, by)(c, row_id, *before, NextAttempt(20, None), "why", NOW))
+    fail(outbox, by, row_id, 19, NextAttempt(20, None), "why")
     row = outbox.row(row_id)
     assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("dead", 20, None)
     assert row["last_error"] == "why"
@@ -299,7 +317,7 @@ def test_the_last_failure_leaves_no_next_attempt(outbox: Outbox, by: str) -> Non
 
 def test_parking_and_holding_back_note_the_row_ahead_and_count_nothing(outbox: Outbox) -> None:
     parked, held = outbox.insert(status="published", published_at=BEFORE), outbox.insert()
-    outbox.do(lambda c: outbox.statements.park(c, [parked], 41, LATER, NOW))
+    outbox.do(lambda c: outbox.consumer.park(c, [parked], 41, LATER, NOW))
     outbox.do(lambda c: outbox.statements.hold_back(c, [held], 42, NOW))
     assert (outbox.row(parked)["last_error"], outbox.row(held)["last_error"]) == (
         f"{PARKED} (id 41)",
@@ -312,7 +330,7 @@ def test_parking_and_holding_back_note_the_row_ahead_and_count_nothing(outbox: O
 
 def test_a_requeued_row_has_all_its_retries_and_holds_its_place_until_it_is_consumed(outbox: Outbox) -> None:
     row_id = outbox.insert(status="dead", retry_count=20, last_error="why", published_at=BEFORE, next_retry_at=None)
-    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, [row_id], NOW)) == 1
+    assert outbox.do(lambda c: outbox.operator.requeue_dead(c, [row_id], NOW)) == 1
     row = outbox.row(row_id)
     assert (row["status"], row["retry_count"], row["next_retry_at"]) == ("pending", 0, NOW)
     assert (row["last_error"], row["published_at"]) == (f"{REQUEUED}why", None)
@@ -321,8 +339,8 @@ def test_a_requeued_row_has_all_its_retries_and_holds_its_place_until_it_is_cons
     outbox.do(lambda c: outbox.statements.hold_back(c, [row_id], 1, NOW))
     outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, NOW))
     assert outbox.row(row_id)["last_error"] == f"{REQUEUED}why"
-    assert [waiting.id for waiting in outbox.do(lambda c: list(outbox.statements.unsettled(c)))] == [row_id]
-    outbox.do(lambda c: outbox.statements.mark_consumed(c, [row_id], NOW))
+    assert [waiting.id for waiting in outbox.do(lambda c: list(outbox.consumer.unsettled(c)))] == [row_id]
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
     assert outbox.row(row_id)["last_error"] == outbox.no_error
 
 
@@ -331,23 +349,23 @@ def test_a_dead_row_blocks_until_it_is_discarded_which_is_noted_once_and_keeps_i
     for status in (PENDING, PUBLISHED, CONSUMED):
         outbox.insert_as(status)
     assert sorted(outbox.do(outbox.statements.blocking_dead)) == [(blocking, b"a"), (other, b"k")]
-    assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], NOW)) == 1
-    assert outbox.do(lambda c: outbox.statements.discard_dead(c, [blocking], LATER)) == 0
-    for learnt in (outbox.statements.held_rows, outbox.statements.unsettled):
+    assert outbox.do(lambda c: outbox.operator.discard_dead(c, [blocking], NOW)) == 1
+    assert outbox.do(lambda c: outbox.operator.discard_dead(c, [blocking], LATER)) == 0
+    for learnt in (outbox.statements.held_rows, outbox.consumer.unsettled):
         assert outbox.do(lambda c, learnt=learnt: list(learnt(c, dead_too=True))) == [(other, b"k")]
         assert outbox.do(lambda c, learnt=learnt: list(learnt(c))) == []
     row = outbox.row(blocking)
     assert (row["status"], row["last_error"], row["updated_at"]) == ("dead", f"{DISCARDED}why", NOW)
     assert outbox.do(outbox.statements.blocking_dead) == [(other, b"k")]
-    assert outbox.do(lambda c: outbox.statements.still_open(c, [blocking, other], dead_too=True)) == {other: None}
-    assert outbox.do(lambda c: outbox.statements.still_open(c, [blocking, other])) == {}
-    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, [blocking], NOW)) == 1, "minds may be changed"
+    assert outbox.do(lambda c: outbox.consumer.still_open(c, [blocking, other], dead_too=True)) == {other: None}
+    assert outbox.do(lambda c: outbox.consumer.still_open(c, [blocking, other])) == {}
+    assert outbox.do(lambda c: outbox.operator.requeue_dead(c, [blocking], NOW)) == 1, "minds may be changed"
 
 
 @pytest.mark.parametrize("note", [REQUEUED, DISCARDED])
 def test_a_note_before_a_reason_as_long_as_it_may_be_leaves_it_that_long(outbox: Outbox, note: str) -> None:
     row_id = outbox.insert(status="dead", last_error="汉" * 2_000)
-    by = {REQUEUED: outbox.statements.requeue_dead, DISCARDED: outbox.statements.discard_dead}[note]
+    by = {REQUEUED: outbox.operator.requeue_dead, DISCARDED: outbox.operator.discard_dead}[note]
     assert outbox.do(lambda c: by(c, [row_id], NOW)) == 1
     assert outbox.row(row_id)["last_error"] == note + "汉" * (2_000 - len(note))
 
@@ -355,7 +373,7 @@ def test_a_note_before_a_reason_as_long_as_it_may_be_leaves_it_that_long(outbox:
 def test_every_dead_row_is_requeued_when_none_is_named(outbox: Outbox) -> None:
     dead = [outbox.insert_as(Status.DEAD) for _ in range(3)]
     others = [outbox.insert_as(status) for status in (PENDING, PUBLISHED, CONSUMED)]
-    assert outbox.do(lambda c: outbox.statements.requeue_dead(c, None, NOW)) == 3
+    assert outbox.do(lambda c: outbox.operator.requeue_dead(c, None, NOW)) == 3
     assert {outbox.row(row_id)["status"] for row_id in dead} == {"pending"}
     assert [outbox.row(row_id)["status"] for row_id in others] == ["pending", "published", "consumed"]
 
@@ -364,21 +382,20 @@ def test_a_thousand_rows_are_published_by_one_statement(outbox: Outbox) -> None:
     ids = [outbox.insert() for _ in range(200)]
     missing = [max(ids) + n for n in range(1, 801)]
     assert outbox.do(lambda c: outbox.statements.mark_published(c, ids + missing, 0, NOW)) == 200
-    assert outbox.do(outbox.statements.count_by_status) == {"published": 200}
+    assert outbox.do(outbox.operator.count_by_status) == {"published": 200}
 
 
 def test_no_rows_are_no_error(outbox: Outbox) -> None:
-    statements = outbox.statements
     for nothing in (
-        outbox.do(lambda c: statements.mark_published(c, [], 0, NOW)),
-        outbox.do(lambda c: statements.lease(c, [], LATER, NOW)),
-        outbox.do(lambda c: statements.mark_consumed(c, [], NOW)),
-        outbox.do(lambda c: statements.consume_undecided(c, [], NOW)),
-        outbox.do(lambda c: statements.requeue_dead(c, [], NOW)),
+        outbox.do(lambda c: outbox.statements.mark_published(c, [], 0, NOW)),
+        outbox.do(lambda c: outbox.statements.lease(c, [], LATER, NOW)),
+        outbox.do(lambda c: outbox.consumer.mark_consumed(c, [], NOW)),
+        outbox.do(lambda c: outbox.consumer.consume_undecided(c, [], NOW)),
+        outbox.do(lambda c: outbox.operator.requeue_dead(c, [], NOW)),
     ):
         assert nothing == 0
-    assert outbox.do(lambda c: statements.still_pending(c, [])) == set()
-    assert outbox.do(lambda c: statements.lock_rows(c, [])) == {}
+    assert outbox.do(lambda c: outbox.statements.still_pending(c, [])) == set()
+    assert outbox.do(lambda c: outbox.statements.lock_rows(c, [])) == {}
 
 
 # --- the token of a delivery ----------------------------------------------------------------------------------------
@@ -386,7 +403,7 @@ def test_no_rows_are_no_error(outbox: Outbox) -> None:
 
 def test_a_late_write_back_does_not_undo_the_consumers_retry(outbox: Outbox) -> None:
     row_id = outbox.insert()
-    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
+    outbox.do(lambda c: outbox.consumer.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
     before = outbox.row(row_id)
     assert before["published_at"] == NOW, "the consumer has it, so it was published"
     assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
@@ -395,7 +412,7 @@ def test_a_late_write_back_does_not_undo_the_consumers_retry(outbox: Outbox) -> 
 
 def test_a_late_write_back_does_not_undo_the_consumers_parking_though_the_count_is_the_same(outbox: Outbox) -> None:
     row_id = outbox.insert()
-    outbox.do(lambda c: outbox.statements.park(c, [row_id], 1, LATER, NOW))
+    outbox.do(lambda c: outbox.consumer.park(c, [row_id], 1, LATER, NOW))
     before = outbox.row(row_id)
     assert before["retry_count"] == 0
     assert outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, LATER)) == 0
@@ -404,7 +421,7 @@ def test_a_late_write_back_does_not_undo_the_consumers_parking_though_the_count_
 
 def test_a_late_write_back_of_the_first_delivery_leaves_the_second_alone(outbox: Outbox) -> None:
     row_id = outbox.insert()
-    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, NextAttempt(1, NOW), "no such chat", NOW))
+    outbox.do(lambda c: outbox.consumer.mark_failed(c, row_id, NextAttempt(1, NOW), "no such chat", NOW))
     outbox.do(lambda c: outbox.statements.lease(c, [row_id], LATER, NOW))
     before = outbox.row(row_id)
     assert before["published_at"] is None, "the lease renews the token"
@@ -416,7 +433,7 @@ def test_a_late_write_back_of_the_first_delivery_leaves_the_second_alone(outbox:
 
 def test_a_late_failure_report_leaves_what_was_decided_meanwhile(outbox: Outbox) -> None:
     row_id = outbox.insert()
-    outbox.do(lambda c: outbox.statements.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
+    outbox.do(lambda c: outbox.consumer.mark_failed(c, row_id, AGAIN, "no such chat", NOW))
     before = outbox.row(row_id)
     assert outbox.do(lambda c: outbox.statements.mark_undelivered(c, row_id, 0, DEAD, "too large", LATER)) == 0
     assert outbox.row(row_id) == before
@@ -551,16 +568,16 @@ def test_unsettled_are_failed_and_parked_rows_and_failed_ones_on_their_way_again
     outbox.insert(status="published", published_at=BEFORE)
     outbox.insert(status="consumed", retry_count=1)
     outbox.insert(status="dead", retry_count=1)
-    assert set(outbox.do(lambda c: list(outbox.statements.unsettled(c)))) == expected
+    assert set(outbox.do(lambda c: list(outbox.consumer.unsettled(c)))) == expected
 
 
 def test_a_row_that_a_consumer_has_put_back_is_decided_until_it_is_delivered_again(outbox: Outbox) -> None:
     put_back = outbox.insert(retry_count=1, next_retry_at=LATER, published_at=BEFORE)
     before = outbox.row(put_back)
-    assert outbox.do(lambda c: outbox.statements.consume_undecided(c, [put_back], NOW)) == 0
+    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, [put_back], NOW)) == 0
     assert outbox.row(put_back) == before
     outbox.do(lambda c: outbox.statements.lease(c, [put_back], LATER, NOW))
-    assert outbox.do(lambda c: outbox.statements.consume_undecided(c, [put_back, 999_999], NOW)) == 1
+    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, [put_back, 999_999], NOW)) == 1
     assert outbox.row(put_back)["status"] == CONSUMED
 
 
@@ -569,7 +586,7 @@ def test_still_open_tells_the_next_attempt_of_rows_that_a_consumer_put_back(outb
     leased = outbox.insert(retry_count=1, next_retry_at=LATER)
     published = outbox.insert(status="published", published_at=BEFORE, next_retry_at=None)
     ended = [outbox.insert_as(CONSUMED), outbox.insert_as(Status.DEAD)]
-    assert outbox.do(lambda c: outbox.statements.still_open(c, [put_back, leased, published, *ended, 999_999])) == {
+    assert outbox.do(lambda c: outbox.consumer.still_open(c, [put_back, leased, published, *ended, 999_999])) == {
         put_back: LATER,
         leased: None,
         published: None,
@@ -584,20 +601,20 @@ def test_unmarked_rows_are_those_whose_acknowledgement_nobody_has_written_and_ar
     put_back, parked = outbox.insert(published_at=BEFORE), outbox.insert(last_error=f"{PARKED} (id 1)")
     ids = [fresh, held, *marked, put_back, parked, 999_999]
     with transaction(engine) as consumer:
-        outbox.statements.mark_consumed(consumer, [fresh], NOW)
+        outbox.consumer.mark_consumed(consumer, [fresh], NOW)
         assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {fresh, held}
     assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {held}
 
 
 def test_still_pending_counts_and_the_oldest(outbox: Outbox) -> None:
-    assert outbox.do(outbox.statements.oldest_pending) is None
-    assert outbox.do(outbox.statements.count_by_status) == {}
+    assert outbox.do(outbox.operator.oldest_pending) is None
+    assert outbox.do(outbox.operator.count_by_status) == {}
     done = outbox.insert_as(CONSUMED)
     first = outbox.insert(retry_count=2, last_error="why", next_retry_at=LATER)
     second = outbox.insert()
     assert outbox.do(lambda c: outbox.statements.still_pending(c, [done, first, second, 999_999])) == {first, second}
-    assert outbox.do(outbox.statements.count_by_status) == {"consumed": 1, "pending": 2}
-    oldest = outbox.do(outbox.statements.oldest_pending)
+    assert outbox.do(outbox.operator.count_by_status) == {"consumed": 1, "pending": 2}
+    oldest = outbox.do(outbox.operator.oldest_pending)
     assert (oldest.id, oldest.retry_count, oldest.last_error) == (first, 2, "why")
     assert (oldest.created_at, oldest.next_retry_at) == (BEFORE, LATER)
 
@@ -694,21 +711,21 @@ def test_a_rollback_leaves_nothing(outbox: Outbox, how: str) -> None:
             savepoint = connection.begin_nested()
             enqueue(connection, **arguments)
             savepoint.rollback()
-    assert outbox.do(outbox.statements.count_by_status) == {}
+    assert outbox.do(outbox.operator.count_by_status) == {}
 
 
 def test_the_transaction_is_left_open_for_the_caller(outbox: Outbox) -> None:
     with outbox.engine.connect() as connection:
         enqueue(connection, biz_type="chat", topic="t", message_key="k", payload={}, table=outbox.table)
         assert connection.in_transaction()
-        assert outbox.do(outbox.statements.count_by_status) == {}, "not visible before the caller commits"
+        assert outbox.do(outbox.operator.count_by_status) == {}, "not visible before the caller commits"
         connection.commit()
-    assert outbox.do(outbox.statements.count_by_status) == {"pending": 1}
+    assert outbox.do(outbox.operator.count_by_status) == {"pending": 1}
 
 
 def test_a_missing_table_or_column_is_named_with_what_to_do(ours: Outbox) -> None:
     with pytest.raises(DatabaseError, match=r"1146: .*nowhere.*init-db"):
-        ours.do(OutboxStatements("nowhere").count_by_status)
+        ours.do(OperatorStatements("nowhere").count_by_status)
     with ours.engine.begin() as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS bare (id BIGINT PRIMARY KEY, status VARCHAR(32))"))
     with pytest.raises(DatabaseError, match=r"1054: .*biz_type.*init-db --print"):

@@ -10,7 +10,7 @@ import pytest
 
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
-from cdc_relay.outbox.statements import OutboxStatements
+from cdc_relay.outbox.consumer_statements import ConsumerStatements
 from tests.harness import Outbox, outbox_id, read_topic, running_relay, settings_for
 
 #: Longer than anything waits when nothing is wrong, so that what is marked before was not waited for.
@@ -40,7 +40,7 @@ def settings(database_url: str, kafka_broker: KafkaBroker, tmp_path: Path) -> Se
 def consume(outbox: Outbox, ids: Sequence[int]) -> None:
     """What a consumer writes that has applied these rows."""
     with outbox.engine.begin() as connection:
-        assert OutboxStatements().mark_consumed(connection, ids, LONG_AGO) == len(ids)
+        assert ConsumerStatements().mark_consumed(connection, ids, LONG_AGO) == len(ids)
 
 
 def test_rows_that_no_consumer_marks_are_published_after_the_delay(

@@ -20,7 +20,7 @@ from cdc_relay.errors import (
 )
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.statements import DISCARDED, PARKED, REQUEUED
+from cdc_relay.outbox.sql import DISCARDED, PARKED, REQUEUED
 from consumer.delivery import KafkaRecord
 from consumer.plan import Outcome
 from consumer.registry import HandlerRegistry, Refused

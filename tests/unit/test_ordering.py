@@ -15,7 +15,7 @@ from cdc_relay.cautious import CautiousPublisher
 from cdc_relay.errors import KafkaUnavailable, PoisonRow, RetryableRow
 from cdc_relay.outbox.envelope import Record, decode
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.statements import HELD_BACK, PARKED, REQUEUED
+from cdc_relay.outbox.sql import HELD_BACK, PARKED, REQUEUED
 from cdc_relay.parked_rows import refill
 from cdc_relay.parking import SharedParking
 from cdc_relay.sweeper import SweepCounts

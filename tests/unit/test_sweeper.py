@@ -18,7 +18,7 @@ from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import decode
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.statements import HELD_BACK, PARKED, PendingRow
+from cdc_relay.outbox.sql import HELD_BACK, PARKED, PendingRow
 from cdc_relay.parking import SharedParking
 from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress, _pages
 from cdc_relay.writeback import StatusWriter

@@ -15,7 +15,7 @@ from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import Record
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.statements import HELD_BACK, PARKED
+from cdc_relay.outbox.sql import HELD_BACK, PARKED
 from cdc_relay.parking import SharedParking
 from cdc_relay.writeback import _BATCHES_A_TRANSACTION, StatusWriter
 from tests.fakes import FakeOutboxTable, FakePublisher, StoredRow
