@@ -24,6 +24,8 @@ class KafkaRecord(NamedTuple):
     value: bytes | None
     read_headers: Callable[[], Any]
     """Pairs of name and bytes, or None. To read them costs more than all the rest."""
+    timestamp_ms: int = 0
+    """When it was sent, or came to Kafka, as the topic is set; since 1970, 0 when the record does not say."""
 
     @property
     def home(self) -> Partition:

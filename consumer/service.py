@@ -198,7 +198,7 @@ class Service:
             try:
                 with self._unit_of_work(utc_now()) as work:
                     work.outbox.lock_rows(work.connection, [0])
-                    work.outbox.mark_consumed(work.connection, [0], work.now)
+                    work.outbox.mark_consumed(work.connection, {0: work.now}, work.now)
                     work.outbox.mark_failed(work.connection, 0, NextAttempt(1, work.now), "", work.now)
                     for handler in self._handlers:
                         handler.check(work)

@@ -7,7 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka import KafkaError as Reported
 
 from cdc_relay.errors import KafkaError
@@ -273,7 +280,10 @@ def _record(message: Message) -> KafkaRecord:
     assert topic is not None
     assert partition is not None
     assert offset is not None
-    return KafkaRecord(topic, partition, offset, message.key(), message.value(), message.headers)
+    kind, timestamp_ms = message.timestamp()
+    if kind == TIMESTAMP_NOT_AVAILABLE:
+        timestamp_ms = 0
+    return KafkaRecord(topic, partition, offset, message.key(), message.value(), message.headers, timestamp_ms)
 
 
 def _named(partitions: Iterable[TopicPartition]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 from threading import Event as StopFlag
 from typing import Any, Protocol
@@ -208,9 +208,9 @@ class Worker:
                 return None
             row = SentRow(delivery.outbox_id, written_at)
             events.setdefault(delivery.biz_type, []).append(Event(row, delivery.payload))
-        ids = sorted(_first_of_each(deliveries))
+        published = self._published(_first_of_each(deliveries), now)
         with self._unit_of_work(now) as work:
-            found = work.outbox.consume_undecided(work.connection, ids, work.now)
+            found = work.outbox.consume_undecided(work.connection, published, work.now)
             if found == len(deliveries):
                 self._handle(work, events)
                 work.commit()
@@ -231,7 +231,7 @@ class Worker:
                 soon=to_column(now + timedelta(seconds=self._backoff.delay_s(1)), self._zone),
             )
             self._handle(work, plan.events)
-            self._mark(work, plan)
+            self._mark(work, plan, self._published(_first_of_each(deliveries), now))
             work.commit()
         plan.update(self._parking)
         return plan
@@ -240,14 +240,28 @@ class Worker:
         for biz_type, of_type in events.items():
             self._registry.apply(work, biz_type, of_type)
 
-    def _mark(self, work: UnitOfWork, plan: Plan) -> None:
+    def _mark(self, work: UnitOfWork, plan: Plan, published: Mapping[int, datetime]) -> None:
         """Write what becomes of each row."""
         if plan.consumed:
-            work.outbox.mark_consumed(work.connection, [row.id for row in plan.consumed], work.now)
+            consumed = {row.id: published[row.id] for row in plan.consumed}
+            work.outbox.mark_consumed(work.connection, consumed, work.now)
         for failure in plan.failures:
             work.outbox.mark_failed(work.connection, failure.row.id, failure.attempt, failure.reason, work.now)
         for (behind, at), rows in plan.parked.items():
             work.outbox.park(work.connection, [row.id for row in rows], behind, at, work.now)
+
+    def _published(self, by_id: Mapping[int, Delivery], now: datetime) -> dict[int, datetime]:
+        """When each row was published, as its column has it, for those that the relay has not marked.
+
+        By the record's time, but never later than ``now``: the clocks may differ.
+        """
+        wall_now = to_column(now, self._zone)
+        walls: dict[int, datetime] = {0: wall_now}
+        for delivery in by_id.values():
+            at_ms = delivery.record.timestamp_ms
+            if at_ms not in walls:
+                walls[at_ms] = to_column(min(now, datetime.fromtimestamp(at_ms / 1000, UTC)), self._zone)
+        return {row_id: walls[delivery.record.timestamp_ms] for row_id, delivery in by_id.items()}
 
     def _next_attempt(self, row: LockedRow, now: datetime) -> NextAttempt:
         attempt = after_failure(row.retry_count, row.max_retry, now, self._backoff)

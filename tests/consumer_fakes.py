@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -99,13 +99,17 @@ class FakeOutbox:
             if row.is_open or (dead_too and row.blocks)
         }
 
-    def mark_consumed(self, tables: FakeTables, ids: Sequence[int], now: datetime) -> int:
-        return self._write(tables, ids, now, status="consumed", consumed_at=now, last_error=None, next_retry_at=None)
+    def mark_consumed(self, tables: FakeTables, published: Mapping[int, datetime], now: datetime) -> int:
+        for row_id, at in published.items():
+            if row_id in tables.rows and tables.rows[row_id].is_open and tables.rows[row_id].published_at is None:
+                tables.rows[row_id].published_at = at
+        changes: dict[str, Any] = {"status": "consumed", "consumed_at": now, "last_error": None, "next_retry_at": None}
+        return self._write(tables, list(published), now, **changes)
 
-    def consume_undecided(self, tables: FakeTables, ids: Sequence[int], now: datetime) -> int:
-        rows = [tables.rows[row_id] for row_id in ids if row_id in tables.rows]
+    def consume_undecided(self, tables: FakeTables, published: Mapping[int, datetime], now: datetime) -> int:
+        rows = [tables.rows[row_id] for row_id in published if row_id in tables.rows]
         undecided = [row.id for row in rows if row.status == "published" or row.published_at is None]
-        return self.mark_consumed(tables, undecided, now)
+        return self.mark_consumed(tables, {row_id: published[row_id] for row_id in undecided}, now)
 
     def mark_failed(self, tables: FakeTables, row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> int:
         return self._write(
@@ -238,10 +242,11 @@ def record(
     biz_type: str = "note",
     value: bytes | None = None,
     written: bytes | None = b"2026-01-02T03:04:05+00:00",
+    timestamp_ms: int = 0,
 ) -> KafkaRecord:
     """A record of row ``outbox_id``; its offset is the id unless it is given. ``written``: its header created_at."""
     if value is None:
         value = orjson.dumps({"outbox_id": outbox_id, "biz_type": biz_type, "payload": payload})
     headers = [("outbox_id", b"%d" % outbox_id), ("created_at", written)]
     at = outbox_id if offset is None else offset
-    return KafkaRecord("topic", partition, at, b"key", value, lambda: headers)
+    return KafkaRecord("topic", partition, at, b"key", value, lambda: headers, timestamp_ms)

@@ -44,6 +44,8 @@ STATES = [
 ]
 IDS = [row.id for row in STATES]
 MISSING = len(STATES) + 1
+#: Two of each three at one time, so that times change and stay from id to id.
+PUBLISHED = {row_id: T0 + timedelta(milliseconds=row_id // 3) for row_id in [*IDS, MISSING]}
 
 Step = Callable[[Any, Any], Any]
 
@@ -53,8 +55,8 @@ STEPS: dict[str, Step] = {
     "still_open": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING]),
     "still_open, dead ones too": lambda outbox, at: outbox.still_open(at, [*IDS, MISSING], dead_too=True),
     "unsettled, dead ones too": lambda outbox, at: set(outbox.unsettled(at, dead_too=True)),
-    "mark_consumed": lambda outbox, at: outbox.mark_consumed(at, [*IDS, MISSING], NOW),
-    "consume_undecided": lambda outbox, at: outbox.consume_undecided(at, [*IDS, MISSING], NOW),
+    "mark_consumed": lambda outbox, at: outbox.mark_consumed(at, PUBLISHED, NOW),
+    "consume_undecided": lambda outbox, at: outbox.consume_undecided(at, PUBLISHED, NOW),
     "mark_failed, to be tried again": lambda outbox, at: [
         outbox.mark_failed(at, row_id, NextAttempt(4, LATER), "why", NOW) for row_id in [*IDS, MISSING]
     ],

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from cdc_relay.embedded.kafka import KafkaBroker
+from cdc_relay.outbox.statements import OutboxStatements
 from consumer.plan import Outcome
 from tests.consumer_harness import WRITTEN, History, World, payload
+from tests.harness import outbox_id, read_topic
 
 pytestmark = [pytest.mark.mysql, pytest.mark.kafka]
 
@@ -63,6 +66,24 @@ def test_messages_become_chat_history_and_count(either_world: World) -> None:
         row = world.rows()[row_id]
         assert (row.status, row.last_error, row.next_retry_at, row.retry_count) == ("consumed", None, None, 0)
         assert row.consumed_at is not None
+
+
+def test_rows_that_the_relay_has_not_marked_were_published_when_their_records_say(either_world: World) -> None:
+    world = either_world
+    world.add_chats("a")
+    ids = []
+    for n in range(30):  # more than a few different times, and rows between them that are marked
+        ids += world.send([payload("a", f"{n}")], status="pending", published_at=None)
+        time.sleep(0.002)
+    marked = datetime(2026, 1, 2, 3, 4, 5)
+    with world.engine.begin() as connection:
+        OutboxStatements().mark_published(connection, ids[::7], 0, marked)
+    records = read_topic(world.bootstrap_servers, world.topic, 30)
+    assert world.consume(30) == {Outcome.CONSUMED: 30}
+    sent = {outbox_id(record): datetime.fromtimestamp(record.timestamp()[1] / 1000, UTC) for record in records}
+    expected = {row_id: marked if row_id in ids[::7] else sent[row_id].replace(tzinfo=None) for row_id in ids}
+    assert {row_id: row.published_at for row_id, row in world.rows().items()} == expected
+    assert len(set(expected.values())) > 10
 
 
 def test_every_text_comes_through_exactly(either_world: World) -> None:

@@ -178,10 +178,10 @@ CASES: dict[str, Case] = {
     "discard_dead": Case(lambda o, c, i: o.operator.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
     "discard_dead, all": Case(lambda o, c, _: o.operator.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
     "mark_consumed": Case(
-        lambda o, c, i: o.consumer.mark_consumed(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
+        lambda o, c, i: o.consumer.mark_consumed(c, {i: NOW}, NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
     ),
     "consume_undecided": Case(
-        lambda o, c, i: o.consumer.consume_undecided(c, [i], NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
+        lambda o, c, i: o.consumer.consume_undecided(c, {i: NOW}, NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
     ),
     "mark_failed": Case(
         lambda o, c, i: o.consumer.mark_failed(c, i, AGAIN, "no such chat", NOW), {PENDING: PENDING, PUBLISHED: PENDING}
@@ -263,7 +263,7 @@ def test_published_clears_the_error_and_the_next_attempt(outbox: Outbox) -> None
 
 def test_consumed_clears_the_error_and_the_next_attempt_and_fills_both_times(outbox: Outbox) -> None:
     row_id = outbox.insert(last_error="no such chat", retry_count=2, next_retry_at=LATER)
-    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, {row_id: NOW}, NOW))
     row = outbox.row(row_id)
     assert (row["published_at"], row["consumed_at"]) == (NOW, NOW)
     assert (row["next_retry_at"], row["last_error"]) == (None, outbox.no_error)
@@ -271,7 +271,7 @@ def test_consumed_clears_the_error_and_the_next_attempt_and_fills_both_times(out
 
 def test_consumed_keeps_the_time_at_which_it_was_published(outbox: Outbox) -> None:
     row_id = outbox.insert(status="published", published_at=BEFORE)
-    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, {row_id: NOW}, NOW))
     assert outbox.row(row_id)["published_at"] == BEFORE
 
 
@@ -340,7 +340,7 @@ def test_a_requeued_row_has_all_its_retries_and_holds_its_place_until_it_is_cons
     outbox.do(lambda c: outbox.statements.mark_published(c, [row_id], 0, NOW))
     assert outbox.row(row_id)["last_error"] == f"{REQUEUED}why"
     assert [waiting.id for waiting in outbox.do(lambda c: list(outbox.consumer.unsettled(c)))] == [row_id]
-    outbox.do(lambda c: outbox.consumer.mark_consumed(c, [row_id], NOW))
+    outbox.do(lambda c: outbox.consumer.mark_consumed(c, {row_id: NOW}, NOW))
     assert outbox.row(row_id)["last_error"] == outbox.no_error
 
 
@@ -389,8 +389,8 @@ def test_no_rows_are_no_error(outbox: Outbox) -> None:
     for nothing in (
         outbox.do(lambda c: outbox.statements.mark_published(c, [], 0, NOW)),
         outbox.do(lambda c: outbox.statements.lease(c, [], LATER, NOW)),
-        outbox.do(lambda c: outbox.consumer.mark_consumed(c, [], NOW)),
-        outbox.do(lambda c: outbox.consumer.consume_undecided(c, [], NOW)),
+        outbox.do(lambda c: outbox.consumer.mark_consumed(c, {}, NOW)),
+        outbox.do(lambda c: outbox.consumer.consume_undecided(c, {}, NOW)),
         outbox.do(lambda c: outbox.operator.requeue_dead(c, [], NOW)),
     ):
         assert nothing == 0
@@ -574,10 +574,10 @@ def test_unsettled_are_failed_and_parked_rows_and_failed_ones_on_their_way_again
 def test_a_row_that_a_consumer_has_put_back_is_decided_until_it_is_delivered_again(outbox: Outbox) -> None:
     put_back = outbox.insert(retry_count=1, next_retry_at=LATER, published_at=BEFORE)
     before = outbox.row(put_back)
-    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, [put_back], NOW)) == 0
+    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, {put_back: NOW}, NOW)) == 0
     assert outbox.row(put_back) == before
     outbox.do(lambda c: outbox.statements.lease(c, [put_back], LATER, NOW))
-    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, [put_back, 999_999], NOW)) == 1
+    assert outbox.do(lambda c: outbox.consumer.consume_undecided(c, {put_back: NOW, 999_999: NOW}, NOW)) == 1
     assert outbox.row(put_back)["status"] == CONSUMED
 
 
@@ -601,7 +601,7 @@ def test_unmarked_rows_are_those_whose_acknowledgement_nobody_has_written_and_ar
     put_back, parked = outbox.insert(published_at=BEFORE), outbox.insert(last_error=f"{PARKED} (id 1)")
     ids = [fresh, held, *marked, put_back, parked, 999_999]
     with transaction(engine) as consumer:
-        outbox.consumer.mark_consumed(consumer, [fresh], NOW)
+        outbox.consumer.mark_consumed(consumer, {fresh: NOW}, NOW)
         assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {fresh, held}
     assert outbox.do(lambda c: outbox.statements.unmarked(c, ids)) == {held}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, TopicPartition
 
 from consumer import source as module
 from consumer.source import KafkaSource
@@ -21,7 +21,7 @@ class Message:
     def __init__(self, offset: int) -> None:
         self._offset = offset
 
-    def error(self) -> None:
+    def error(self) -> Any:
         return None
 
     def topic(self) -> str:
@@ -39,6 +39,9 @@ class Message:
     def value(self) -> bytes:
         return b"%d" % self._offset
 
+    def timestamp(self) -> tuple[int, int]:
+        return TIMESTAMP_NOT_AVAILABLE, -1
+
     def headers(self) -> list[tuple[str, bytes]]:
         return []
 
@@ -48,6 +51,7 @@ class Client:
 
     def __init__(self) -> None:
         self.script: deque[int | Callable[[], None]] = deque()
+        self.messages: deque[Message] = deque()
         self.subscribed: dict[str, Callable[[Any, Sequence[TopicPartition]], None]] = {}
         self.subscriptions = 0
         self.assigned: list[TopicPartition] = []
@@ -66,6 +70,8 @@ class Client:
             if isinstance(step, int):
                 return Message(step)
             step()
+            if self.messages:
+                return self.messages.popleft()
         time.sleep(min(timeout, 0.02))
         return None
 
@@ -108,6 +114,12 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(monkeypatch)
 
 
+def test_a_record_without_a_time_has_none(rig: Rig) -> None:
+    rig.client.script.append(3)
+    (record,) = rig.source.next_batch()
+    assert record.timestamp_ms == 0
+
+
 def test_a_partition_that_is_lost_and_comes_back_is_read_from_where_the_group_is(rig: Rig) -> None:
     assert rig.batch(3, 4, 5, rig.client.lose, rig.client.assign, 3, 4, 5, 6) == [3, 4, 5, 6]
     assert rig.source.assignments == 1
@@ -134,4 +146,24 @@ def test_a_topic_made_anew_of_which_nothing_is_ours_is_shared_out_again(rig: Rig
     """The group may have been told that it has no partitions, and nobody would look again."""
     rig.replaced = {"chat"}
     assert rig.batch() == []
+    assert rig.client.subscriptions == 2
+
+
+class Refused(Message):
+    """What librdkafka says when it could not learn where to begin (its issue 5586)."""
+
+    def error(self) -> Any:
+        return KafkaError(KafkaError.NOT_COORDINATOR, "Failed to fetch committed offsets for 0 partition(s) in group")
+
+    def topic(self) -> Any:
+        return None
+
+
+def test_the_group_is_joined_anew_when_it_did_not_tell_where_to_begin(rig: Rig) -> None:
+    rig.client.script.append(lambda: rig.client.messages.append(Refused(0)))
+    assert rig.batch() == []
+    assert rig.client.subscriptions == 1
+    assert rig.batch(1, 2) == [1, 2]
+    assert rig.client.subscriptions == 2
+    assert rig.batch(3) == [3]
     assert rig.client.subscriptions == 2

@@ -131,10 +131,33 @@ def test_what_comes_again_has_no_effect() -> None:
     assert [row_id for row_id, _ in stage.database.notes] == [1, 2]
 
 
-def test_a_row_published_only_by_kafka_yet_gets_its_publishing_time() -> None:
-    stage = Stage([FakeRow(1, status="pending", published_at=None)], [record(1)])
+@pytest.mark.parametrize("plain", [False, True], ids=["read first", "only marked"])
+def test_a_row_published_only_by_kafka_yet_gets_the_time_of_its_record(plain: bool) -> None:
+    """Which is never later than now, and now where the record has none."""
+    minute_ms = 60_000
+    at_ms = int(NOW.timestamp() * 1000) - minute_ms
+    unmarked = [FakeRow(row_id, status="pending", published_at=None) for row_id in range(1, 6)]
+    batch = [
+        record(1, timestamp_ms=at_ms),
+        record(2, timestamp_ms=at_ms),
+        record(3, timestamp_ms=at_ms + 1),
+        record(4, timestamp_ms=at_ms + 10 * minute_ms),
+        record(5),
+        record(6, timestamp_ms=at_ms),
+    ]
+    table = [*unmarked, FakeRow(6)]
+    stage = plain_stage(batch, table=table) if plain else Stage(table, batch)
     stage.turn()
-    assert stage.database.rows[1].published_at == WALL
+    before, a_moment = timedelta(minutes=1), timedelta(milliseconds=1)
+    assert [stage.database.rows[row_id].published_at for row_id in range(1, 7)] == [
+        WALL - before,
+        WALL - before,
+        WALL - before + a_moment,
+        WALL,
+        WALL,
+        T0,
+    ]
+    assert (stage.database.outbox.reads == 0) == plain
 
 
 @pytest.mark.parametrize(
