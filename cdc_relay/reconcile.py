@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from cdc_relay.acknowledged import Acknowledged
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.checkpoint import Checkpoint, CheckpointStore
 from cdc_relay.errors import CheckpointError
 from cdc_relay.outbox.statements import OutboxStatements

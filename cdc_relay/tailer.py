@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Protocol
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
 from cdc_relay.outbox.clock import due_bound

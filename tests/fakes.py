@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from cdc_relay.binlog.transactions import TransactionBatch
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.checkpoint import Checkpoint
 from cdc_relay.errors import CheckpointError, KafkaUnavailable, PoisonRow, RetryableRow, RowError
 from cdc_relay.outbox.backoff import NextAttempt, cut_error

@@ -7,7 +7,6 @@ Everything is little endian unless it says otherwise.
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from enum import IntEnum
@@ -62,6 +61,44 @@ class EventType(IntEnum):
     MARIADB_UPDATE_ROWS_COMPRESSED = 170
     MARIADB_DELETE_ROWS_COMPRESSED = 171
 
+
+#: New rows; the same compressed.
+WRITES = frozenset({EventType.WRITE_ROWS, EventType.WRITE_ROWS_V1})
+WRITES_COMPRESSED = frozenset({EventType.MARIADB_WRITE_ROWS_COMPRESSED, EventType.MARIADB_WRITE_ROWS_COMPRESSED_V1})
+#: Rows changed or deleted, compressed or not.
+CHANGES = frozenset(
+    {
+        EventType.UPDATE_ROWS,
+        EventType.UPDATE_ROWS_V1,
+        EventType.DELETE_ROWS,
+        EventType.DELETE_ROWS_V1,
+        EventType.PARTIAL_UPDATE_ROWS,
+        EventType.MARIADB_UPDATE_ROWS_COMPRESSED,
+        EventType.MARIADB_UPDATE_ROWS_COMPRESSED_V1,
+        EventType.MARIADB_DELETE_ROWS_COMPRESSED,
+        EventType.MARIADB_DELETE_ROWS_COMPRESSED_V1,
+    }
+)
+#: What neither holds rows nor ends a transaction.
+NOTHING_FOR_US = frozenset(
+    {
+        EventType.STOP,
+        EventType.INTVAR,
+        EventType.RAND,
+        EventType.USER_VAR,
+        EventType.IGNORABLE,
+        EventType.ROWS_QUERY,
+        EventType.PREVIOUS_GTIDS,
+        EventType.TRANSACTION_CONTEXT,
+        EventType.VIEW_CHANGE,
+        EventType.MARIADB_ANNOTATE_ROWS,
+        EventType.MARIADB_BINLOG_CHECKPOINT,
+        EventType.MARIADB_GTID_LIST,
+        EventType.MARIADB_START_ENCRYPTION,
+        EventType.HEARTBEAT,
+        EventType.HEARTBEAT_V2,
+    }
+)
 
 #: timestamp u32, type u8, server id u32, event size u32, end position u32, flags u16
 HEADER = Struct("<IBIIIH")
@@ -188,36 +225,6 @@ def is_mariadb_prepared_xa(event: Event) -> bool:
 def is_plain_mariadb_transaction(data: bytes, body: int) -> bool:
     """Whether the MARIADB_GTID whose body is at ``body`` begins a transaction that is not XA."""
     return not data[body + _MARIADB_GTID_FLAGS] & (_MARIADB_STANDALONE | _MARIADB_PREPARED_XA)
-
-
-class Xid(NamedTuple):
-    """The name of an XA transaction."""
-
-    format_id: int
-    global_part: bytes
-    branch_part: bytes
-
-
-#: XA_PREPARE: one phase u8, format id u32, length of the global part u32, of the branch part u32, then both parts.
-_XA_PREPARE = Struct("<BIII")
-#: How both servers write an XID into a statement, whatever the client wrote.
-_XID_TEXT = re.compile(rb"X'([0-9a-fA-F]*)',X'([0-9a-fA-F]*)',(\d+)")
-
-
-def parse_xa_prepare(event: Event) -> tuple[bool, Xid]:
-    """``(one phase, name)`` of an XA_PREPARE event; one phase means that it commits."""
-    one_phase, format_id, global_size, branch_size = _XA_PREPARE.unpack_from(event.data, event.body)
-    start = event.body + _XA_PREPARE.size
-    middle = start + global_size
-    return bool(one_phase), Xid(format_id, event.data[start:middle], event.data[middle : middle + branch_size])
-
-
-def parse_xid(statement: bytes) -> Xid | None:
-    """The name in ``XA COMMIT X'…',X'…',1`` and its like; None when it is written otherwise."""
-    found = _XID_TEXT.search(statement)
-    if found is None:
-        return None
-    return Xid(int(found[3]), bytes.fromhex(found[1].decode()), bytes.fromhex(found[2].decode()))
 
 
 def type_name(kind: int) -> str:

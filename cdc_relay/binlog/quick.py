@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import zlib
 
+from cdc_relay.binlog.batches import JOINED_ROWS
 from cdc_relay.binlog.events import (
     CRC32_RESIDUE,
     FRAME,
@@ -38,7 +39,7 @@ from cdc_relay.binlog.preamble import (
     learn_rows_head,
 )
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import JOINED_ROWS, PIECE_BYTES, OpenTransaction, TransactionAssembler
+from cdc_relay.binlog.transactions import PIECE_BYTES, OpenTransaction, TransactionAssembler
 
 # As plain integers: comparing with an IntEnum costs more than reading the event.
 _TABLE_MAP, _XID, _QUERY = int(EventType.TABLE_MAP), int(EventType.XID), int(EventType.QUERY)

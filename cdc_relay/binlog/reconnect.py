@@ -10,8 +10,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.errors import DatabaseUnavailable
 from cdc_relay.logs import get_logger
 

@@ -16,13 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cdc_relay.binlog.batches import FinishedBatches, TransactionBatch
 from cdc_relay.binlog.events import (
+    CHANGES,
     CHECKSUM_CRC32,
     CHECKSUM_SIZE,
     DAMAGED,
+    NOTHING_FOR_US,
+    WRITES,
+    WRITES_COMPRESSED,
     Event,
     EventType,
-    Xid,
     has_checksum,
     is_mariadb_prepared_xa,
     is_mariadb_standalone,
@@ -30,80 +34,21 @@ from cdc_relay.binlog.events import (
     parse_commit_time,
     parse_query,
     parse_rotate,
-    parse_xa_prepare,
-    parse_xid,
     type_name,
 )
 from cdc_relay.binlog.payload import mariadb_inflate, transaction_payload
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.binlog.xa import PreparedTransactions, parse_xa_prepare, parse_xid
 from cdc_relay.errors import StaleSource
 from cdc_relay.outbox.row import OutboxRow
 
 #: A transaction's rows are held until its end up to so many bytes of row events; beyond, they leave in pieces.
 PIECE_BYTES = 8 * 2**20
 
-#: Small transactions are joined until they have so many rows. A batch counts as acknowledged as a whole, so all of it
-#: may come twice after a kill.
-JOINED_ROWS = 250
-
-#: Prepared XA transactions are remembered by their ids, up to so many ids in all; the sweep has the rest.
-_REMEMBERED_XA_ROWS = 100_000
-
 _LOW_32_BITS = 0xFFFFFFFF
 
 _T = EventType
-_WRITES = frozenset({_T.WRITE_ROWS, _T.WRITE_ROWS_V1})
-_WRITES_COMPRESSED = frozenset({_T.MARIADB_WRITE_ROWS_COMPRESSED, _T.MARIADB_WRITE_ROWS_COMPRESSED_V1})
-_CHANGES = frozenset(
-    {
-        _T.UPDATE_ROWS,
-        _T.UPDATE_ROWS_V1,
-        _T.DELETE_ROWS,
-        _T.DELETE_ROWS_V1,
-        _T.PARTIAL_UPDATE_ROWS,
-        _T.MARIADB_UPDATE_ROWS_COMPRESSED,
-        _T.MARIADB_UPDATE_ROWS_COMPRESSED_V1,
-        _T.MARIADB_DELETE_ROWS_COMPRESSED,
-        _T.MARIADB_DELETE_ROWS_COMPRESSED_V1,
-    }
-)
-_NOTHING_FOR_US = frozenset(
-    {
-        _T.STOP,
-        _T.INTVAR,
-        _T.RAND,
-        _T.USER_VAR,
-        _T.IGNORABLE,
-        _T.ROWS_QUERY,
-        _T.PREVIOUS_GTIDS,
-        _T.TRANSACTION_CONTEXT,
-        _T.VIEW_CHANGE,
-        _T.MARIADB_ANNOTATE_ROWS,
-        _T.MARIADB_BINLOG_CHECKPOINT,
-        _T.MARIADB_GTID_LIST,
-        _T.MARIADB_START_ENCRYPTION,
-        _T.HEARTBEAT,
-        _T.HEARTBEAT_V2,
-    }
-)
-
-
-@dataclass(slots=True)
-class TransactionBatch:
-    """Rows of one or more whole transactions, in commit order, or one piece of a large one."""
-
-    rows: list[OutboxRow]
-    end: BinlogPosition | None
-    """Where reading may resume once these rows have left the watermark; None inside a transaction."""
-    committed_at: float = 0.0
-    """Seconds since 1970, by the server's clock, of the last commit in the batch; 0 when unknown."""
-    doubtful: bool = False
-    """The rows must be read from the table by their ids; here only ``id`` is certain."""
-    unreadable: bool = False
-    """Up to ``end`` there is something that only the table can tell: its pending rows must be looked at."""
-    size: int = 0
-    """Bytes of the row events."""
 
 
 @dataclass(slots=True)
@@ -136,9 +81,8 @@ class TransactionAssembler:
         self._offset = start.offset
         self._checksum_size = 0
         self._open: OpenTransaction | None = None
-        self._prepared: dict[Xid, list[int]] = {}
-        self._prepared_rows = 0
-        self._done: list[TransactionBatch] = []
+        self._prepared = PreparedTransactions()
+        self._finished = FinishedBatches()
         self._unreadable = False
         self._is_stopped = False
         """Whether the file that is being read has ended as the server was shut down."""
@@ -158,8 +102,7 @@ class TransactionAssembler:
 
     def take(self) -> list[TransactionBatch]:
         """What is finished, in order; neighbours that can travel together are joined."""
-        done, self._done = self._done, []
-        return done
+        return self._finished.take()
 
     def feed(self, event: Event) -> None:
         """Take one event of the stream.
@@ -178,7 +121,7 @@ class TransactionAssembler:
             self._unwrap(event)
         else:
             self._take(event, self._checksum_size)
-        if self._open is None and not self._done_at_offset():
+        if self._open is None and (self._unreadable or not self._finished.end_at(self._offset)):
             # Whatever stands outside a transaction ends at a place to resume from: DDL, heartbeats, markers.
             self._finish([], size=0, doubtful=False, committed_at=0.0)
 
@@ -267,7 +210,7 @@ class TransactionAssembler:
 
     def _take(self, event: Event, checksum_size: int) -> None:
         kind = event.type
-        if kind in _WRITES or kind in _WRITES_COMPRESSED:
+        if kind in WRITES or kind in WRITES_COMPRESSED:
             self._write_rows(event, checksum_size)
         elif kind == _T.TABLE_MAP:
             self._transaction().begun = True
@@ -289,7 +232,7 @@ class TransactionAssembler:
             opened = self._new_transaction()
             opened.begun = not is_mariadb_standalone(event)  # no BEGIN follows it
             opened.is_xa = is_mariadb_prepared_xa(event)
-        elif kind in _CHANGES:
+        elif kind in CHANGES:
             if self._open is not None and self._open.rows and self._tables.is_outbox(event):
                 self._open.doubtful = True  # one of its rows may have been changed or deleted again
         elif kind == _T.XA_PREPARE:
@@ -298,7 +241,7 @@ class TransactionAssembler:
             self._is_stopped = True
         elif kind == _T.MARIADB_QUERY_COMPRESSED:
             self._compressed_query(event, checksum_size)
-        elif kind not in _NOTHING_FOR_US:
+        elif kind not in NOTHING_FOR_US:
             self._unsupported(type_name(kind))
 
     def _transaction(self) -> OpenTransaction:
@@ -314,7 +257,7 @@ class TransactionAssembler:
 
     def _write_rows(self, event: Event, checksum_size: int) -> None:
         opened = self._transaction()
-        decoder = self._tables.decoder(event, checksum_size, compressed=event.type in _WRITES_COMPRESSED)
+        decoder = self._tables.decoder(event, checksum_size, compressed=event.type in WRITES_COMPRESSED)
         if decoder is None:
             return  # another table's
         try:
@@ -332,8 +275,8 @@ class TransactionAssembler:
         # Held no longer: the memory for a transaction is bounded.
         if opened.is_xa:
             opened.forgotten = True
-        else:  # The end is not seen yet, so the table must say whether the rows have come to stay.
-            self._done.append(TransactionBatch(opened.rows, None, doubtful=True, size=opened.size))
+        else:
+            self._finished.add_piece(opened.rows, opened.size)
         opened.rows, opened.size = [], 0
 
     @staticmethod
@@ -348,32 +291,10 @@ class TransactionAssembler:
         self._commit_time = None
         self._finish(opened.rows, opened.size, opened.doubtful, at)
 
-    def _done_at_offset(self) -> bool:
-        end = self._done[-1].end if self._done else None
-        return end is not None and end.offset == self._offset and not self._unreadable
-
     def _finish(self, rows: list[OutboxRow], size: int, doubtful: bool, committed_at: float) -> None:
-        end = BinlogPosition(self._file, self._offset)
-        resumable = end if end.is_resumable else None
         unreadable, self._unreadable = self._unreadable, False
-        if unreadable:
-            rows = []  # the table has them too, and tells them in order with those that could not be read
-        last = self._done[-1] if self._done else None
-        # Joined, so that many small transactions cost one round through the pipeline.
-        if (
-            last is not None
-            and last.end is not None
-            and not (last.unreadable or unreadable)
-            and (not rows or not last.rows or last.doubtful == doubtful)
-            and len(last.rows) < JOINED_ROWS
-        ):
-            last.rows += rows
-            last.end = resumable or last.end
-            last.doubtful = doubtful if rows else last.doubtful
-            last.committed_at = committed_at or last.committed_at
-            last.size += size
-        else:
-            self._done.append(TransactionBatch(rows, resumable, committed_at, doubtful, unreadable, size))
+        end = BinlogPosition(self._file, self._offset)
+        self._finished.add(rows, size, doubtful, unreadable, end, committed_at)
 
     # --- statements ----------------------------------------------------------------------------------------------
 
@@ -426,14 +347,14 @@ class TransactionAssembler:
             opened = self._transaction()
             opened.begun = opened.is_xa = True
         elif verb == b"COMMIT":
-            ids = self._forget_prepared(parse_xid(statement))
+            ids = self._prepared.forget(parse_xid(statement))
             self._open = None
             if ids is None:
                 self._unreadable = True  # prepared before we began to read: the table knows its rows
             else:
                 self._finish([_only_id(row_id) for row_id in ids], 0, True, float(event.timestamp))
         elif verb == b"ROLLBACK":
-            self._forget_prepared(parse_xid(statement))
+            self._prepared.forget(parse_xid(statement))
             self._open = None
 
     def _xa_prepare(self, event: Event) -> None:
@@ -443,14 +364,8 @@ class TransactionAssembler:
             self._commit(event)
             return
         self._open = None
-        if self._prepared_rows + len(opened.rows) <= _REMEMBERED_XA_ROWS and not opened.forgotten:
-            self._prepared[xid] = [row.id for row in opened.rows]
-            self._prepared_rows += len(opened.rows)
-
-    def _forget_prepared(self, xid: Xid | None) -> list[int] | None:
-        ids = self._prepared.pop(xid, None) if xid is not None else None
-        self._prepared_rows -= len(ids or ())
-        return ids
+        if not opened.forgotten:
+            self._prepared.remember(xid, opened.rows)
 
 
 def _only_id(row_id: int) -> OutboxRow:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.connection import DumpConnection, choose_reader
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.server import describe_table, head
 from cdc_relay.binlog.source import BinlogSource, LibrarySource
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.config import load
 from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
 from tests.harness import Outbox

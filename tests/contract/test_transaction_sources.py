@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.connection import DumpConnection
 from cdc_relay.binlog.server import describe_table, head
 from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements

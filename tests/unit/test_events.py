@@ -14,10 +14,9 @@ from cdc_relay.binlog.events import (
     parse_event,
     parse_query,
     parse_rotate,
-    parse_xa_prepare,
-    parse_xid,
     type_name,
 )
+from cdc_relay.binlog.xa import parse_xa_prepare, parse_xid
 from tests.binlog_bytes import Binlog
 
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cdc_relay.binlog.quick as quick_module
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.events import EventType as E
 from cdc_relay.binlog.events import parse_event
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.rows import DescribedColumn
 from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import TransactionAssembler, TransactionBatch
+from cdc_relay.binlog.transactions import TransactionAssembler
 from cdc_relay.outbox.row import OutboxRow
 from tests.binlog_bytes import OUTBOX_NAMES, SCHEMA, TABLE, Binlog, outbox_row, packet
 

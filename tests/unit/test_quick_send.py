@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery
 from cdc_relay.outbox import datetime2
 from cdc_relay.outbox.envelope import SHORT, Encoder, check_json, decode

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from cdc_relay.binlog import reconnect as module
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.errors import DatabaseUnavailable, LeadershipLost, StaleSource
 from tests.binlog_bytes import outbox_row
 

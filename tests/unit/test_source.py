@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.events import EventType
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.rows import DescribedColumn
 from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
 from tests.binlog_bytes import OUTBOX, SCHEMA, TABLE, Binlog, opaque, outbox_row, packet
 from tests.unit.test_rows import DESCRIBED

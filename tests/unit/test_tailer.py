@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.transactions import TransactionBatch
 from cdc_relay.delivery import Delivery
 from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, RetryableRow, StaleSource
 from cdc_relay.outbox.envelope import decode

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc_relay.binlog import transactions as module
+from cdc_relay.binlog import xa
+from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.events import EventType as E
 from cdc_relay.binlog.events import parse_event, type_name
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.binlog.transactions import TransactionAssembler, TransactionBatch
+from cdc_relay.binlog.transactions import TransactionAssembler
 from cdc_relay.errors import StaleSource
 from cdc_relay.outbox.row import OutboxRow
 from tests.binlog_bytes import OUTBOX, SCHEMA, TABLE, Binlog, mariadb_compressed, opaque, outbox_row
@@ -411,7 +413,7 @@ def test_an_xa_transaction_whose_rows_cannot_be_read_sends_to_the_table_at_its_c
 def test_an_xa_transaction_of_too_many_rows_sends_to_the_table_at_its_commit(
     reading: Reading, binlog: Binlog, xa_begin: XaBegin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_REMEMBERED_XA_ROWS", 2)
+    monkeypatch.setattr(xa, "_REMEMBERED_ROWS", 2)
     reading.feed(*prepared(binlog, xa_begin, *map(outbox_row, range(3))))
     batch = only(reading.feed(binlog.query(f"XA COMMIT {MYSQL_ID}")))
     assert (batch.rows, batch.unreadable) == ([], True)
