@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from cdc_relay.bench.figures import metric
 from cdc_relay.bench.place import ThrowawayOutbox, ThrowawayTopic
@@ -35,6 +36,17 @@ class CatchUp:
     peak_mib: float = metric("peak memory", "MiB")
     marked_per_s: float | None = metric("throughput to marked rows", "rows/s")
     """From the first record to the last row that is marked; None where rows are not marked."""
+
+
+class Follower(Protocol):
+    """A running program that sends the rows; what ``RelayProcess`` says of each."""
+
+    started_at: float
+
+    def cpu_s(self) -> float: ...
+    def peak_mib(self) -> float: ...
+    def require_alive(self) -> None: ...
+    def said(self) -> str: ...
 
 
 class FilledOutbox:
@@ -85,13 +97,17 @@ class FilledOutbox:
             relay.start(None if from_table else self.checkpoint)
             marks = from_table or relay.settings.writeback.mode != "none"
             self.marked = self.marked or marks
-            found = self._watch(relay, marks=marks)
+            found = self.watch(relay, marks=marks)
             relay.stop()
             return found
         finally:
             relay.close()
 
-    def _watch(self, relay: RelayProcess, *, marks: bool) -> CatchUp:
+    def watch(self, relay: Follower, *, marks: bool) -> CatchUp:
+        """What a relay does that was just started, until all rows have come; ``marks``: and until all are marked.
+
+        The topic was marked before. Raises MeasurementFailed and what the place raises.
+        """
         begun_at, begun_cpu = time.perf_counter(), 0.0
         first_at = 0.0
         there, moved_at = 0, begun_at
@@ -123,7 +139,7 @@ class FilledOutbox:
             marked_per_s=marked_per_s,
         )
 
-    def _require_progress(self, relay: RelayProcess, moved_at: float, words: str) -> None:
+    def _require_progress(self, relay: Follower, moved_at: float, words: str) -> None:
         self._on_wait()
         relay.require_alive()
         if time.perf_counter() - moved_at > _PATIENCE_S:

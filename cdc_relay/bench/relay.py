@@ -91,11 +91,11 @@ class RelayProcess:
 
     def memory_mib(self) -> float:
         """Resident memory now."""
-        return self._status("VmRSS")
+        return _memory_mib(self._proc("status"), "VmRSS")
 
     def peak_mib(self) -> float:
         """The largest resident memory since the start."""
-        return self._status("VmHWM")
+        return _memory_mib(self._proc("status"), "VmHWM")
 
     def require_alive(self) -> None:
         """Raise MeasurementFailed with what it said when it has ended."""
@@ -122,10 +122,6 @@ class RelayProcess:
         """End it at once and remove what it has left. Safe to call twice."""
         self._process.close()
 
-    def _status(self, name: str) -> float:
-        lines = [line for line in self._proc("status").splitlines() if line.startswith(name)]
-        return int(lines[0].split()[1]) / 1024 if lines else 0.0  # none: it is just ending
-
     def _proc(self, name: str) -> str:
         try:
             return Path(f"/proc/{self._process.pid}/{name}").read_text()
@@ -136,6 +132,16 @@ class RelayProcess:
 def processor_s(pid: int) -> float:
     """Processor seconds that a process has used so far, all threads, user and system. Raises OSError."""
     return _processor_s(Path(f"/proc/{pid}/stat").read_text())
+
+
+def peak_mib(pid: int) -> float:
+    """The largest resident memory that a process has had so far. Raises OSError."""
+    return _memory_mib(Path(f"/proc/{pid}/status").read_text(), "VmHWM")
+
+
+def _memory_mib(status: str, name: str) -> float:
+    lines = [line for line in status.splitlines() if line.startswith(name)]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0  # none: it is just ending
 
 
 def _processor_s(stat: str) -> float:

@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks``: figures on real servers; a few minutes by default, the documented set with --full.
 
-Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison, consumer, wire. ``plot
-FILE`` draws what ``--out`` has written. Nothing here fails for being slow: machines differ, and so do their neighbours.
+Scenarios: catchup, latency, profile, foreign, restart, soak, backlog, duplicates, comparison, rivals, consumer, wire.
+``plot FILE`` draws what ``--out`` has written. Nothing here fails for being slow: machines differ, and so do their
+neighbours.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from tests.benchmarks import (
     profile,
     restart,
     results,
+    rivals,
     soak,
     wire,
 )
@@ -37,7 +39,9 @@ from tests.benchmarks.servers import servers
 
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     module.__name__.rpartition(".")[2]: module.measure
-    for module in (catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, consumer, wire, soak)
+    for module in (
+        *(catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, rivals, consumer, wire, soak),
+    )
 }
 
 
@@ -64,6 +68,9 @@ def main() -> None:
             arguments.against,
             tuple(arguments.against_modes),
             throwaway=arguments.mysql is None,
+            debezium=arguments.debezium and arguments.debezium.resolve(),
+            maxwell=arguments.maxwell and arguments.maxwell.resolve(),
+            java=arguments.java,
         )
         found: list[Figure] = []
         for name in arguments.what or SCENARIOS:
@@ -102,6 +109,9 @@ def command_line() -> argparse.ArgumentParser:
     add("--workers", type=int, nargs="+", help="of consumer.workers")
     add("--against", type=Path, help="another checkout, measured in turn with this one in catchup, latency, consumer")
     add("--against-modes", nargs="*", default=["status"], help="of the other checkout; '' where it has none")
+    add("--debezium", type=Path, metavar="DIR", help="an unpacked Debezium Server, for rivals")
+    add("--maxwell", type=Path, metavar="DIR", help="an unpacked Maxwell, for rivals")
+    add("--java", default="java", help="what runs these two; Debezium Server 3.6 needs 21 or later")
     add("--mysql", help="URL of a MySQL to use; its user must have every privilege")
     add("--kafka", help="host:port of a Kafka to use")
     return parser

@@ -80,6 +80,12 @@ class Lab:
     """Its values of ``writeback.mode``; "" where it has none."""
     throwaway: bool = True
     """The MySQL is nobody's: its settings may be changed."""
+    debezium: Path | None = None
+    """Where Debezium Server was unpacked."""
+    maxwell: Path | None = None
+    """Where Maxwell's daemon was."""
+    java: str = "java"
+    """What runs them."""
 
     @contextmanager
     def place(self) -> Iterator[tuple[ThrowawayOutbox, ThrowawayTopic]]:
