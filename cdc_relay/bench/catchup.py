@@ -13,10 +13,9 @@ from cdc_relay.bench.relay import MeasurementFailed, RelayProcess, Variant, chec
 from cdc_relay.bench.settings import altered
 from cdc_relay.reconcile import bytes_between
 
-#: Each look costs the broker a request a partition, so there are few until it is nearly over.
+#: Each look costs the broker a request, so there are fewer of them the longer it will still take.
 _LOOK_S = 0.01
 _LOOK_RARELY_S = 0.1
-_NEARLY = 0.95
 _LOOK_AT_TABLE_S = 0.1
 #: Without any progress for so long, something is wrong.
 _PATIENCE_S = 120.0
@@ -112,7 +111,7 @@ class FilledOutbox:
         first_at = 0.0
         there, moved_at = 0, begun_at
         while there < self.rows:
-            time.sleep(_LOOK_RARELY_S if 0 < there < _NEARLY * self.rows else _LOOK_S)
+            time.sleep(_until_next_look(there, self.rows, time.perf_counter() - begun_at))
             looked_at, cpu, before = time.perf_counter(), relay.cpu_s(), there
             there = self.topic.records()
             now = time.perf_counter()
@@ -144,3 +143,9 @@ class FilledOutbox:
         relay.require_alive()
         if time.perf_counter() - moved_at > _PATIENCE_S:
             raise MeasurementFailed(f"{words}, and nothing has moved for {_PATIENCE_S:g} s:\n{relay.said()}")
+
+
+def _until_next_look(there: int, rows: int, elapsed_s: float) -> float:
+    """Seconds; a quarter of what it will still take if it goes on like this."""
+    left_s = elapsed_s * (rows - there) / there if there else 0.0
+    return min(max(left_s / 4, _LOOK_S), _LOOK_RARELY_S)
