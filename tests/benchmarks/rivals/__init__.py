@@ -23,6 +23,7 @@ from cdc_relay.bench.place import ThrowawayOutbox, ThrowawayTopic
 from cdc_relay.bench.relay import MeasurementFailed, Variant, peak_mib, processor_s, with_writeback
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.embedded.process import GuardedProcess, free_port, tail
+from cdc_relay.outbox.database import transaction
 from cdc_relay.outbox.table import DEFAULT_TABLE
 from tests.benchmarks.lab import Lab, plural, say
 
@@ -226,6 +227,12 @@ class Debezium(_Installed):
 
 class Maxwell(_Installed):
     """Keeps the schema in a database of its own, and is told where to begin."""
+
+    def __enter__(self) -> Self:
+        # What it knows from a place before this one would stand in the way.
+        with transaction(self.outbox.engine) as connection:
+            connection.exec_driver_sql("DROP DATABASE IF EXISTS maxwell")
+        return self
 
     def learn(self) -> None:
         program = self._program()
