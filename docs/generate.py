@@ -23,8 +23,11 @@ from consumer.metrics import ConsumerMetrics
 
 DOCS = Path(__file__).parent
 
+#: Files of ``python -m tests.benchmarks --out``, in the order of the page.
+RESULTS = ("rivals", "results")
+
 #: What the figures depend on most, beside the machine.
-FACTS = ("mysql", "kafka", "python", "cdc-relay", "librdkafka", "load before")
+FACTS = ("mysql", "kafka", "python", "cdc-relay", "librdkafka", "debezium", "maxwell", "load before")
 
 
 def settings() -> Iterator[tuple[str, str, str, str]]:
@@ -65,14 +68,18 @@ def metrics_table(which: Literal["relay", "consumer"]) -> str:
 
 
 def figures() -> str:
-    """The results of the documented set of benchmarks, a drawing and a table a scenario; nothing before the first."""
-    path = DOCS / "benchmarks/results.json"
-    if not path.exists():
-        return ""
+    """What the documented sets of benchmarks have shown; each was taken in one go, perhaps not on the same machine."""
+    paths = (DOCS / "benchmarks" / f"{name}.json" for name in RESULTS)
+    return "\n\n".join(_figures(path) for path in paths if path.exists())
+
+
+def _figures(path: Path) -> str:
+    """A drawing and a table a scenario."""
     content = json.loads(path.read_text("utf-8"))
     measured = [Figure.from_plain(each) for each in content["figures"]]
     facts = ", ".join(f"{name} {content['facts'][name]}" for name in FACTS if name in content["facts"])
-    parts = [f"Taken {content['facts']['taken at']} on {content['facts']['machine']}; {facts}."]
+    taken = f"Taken {content['facts']['taken at']} on {content['facts']['machine']}; {facts}."
+    parts = []
     for scenario in scenarios(measured):
         own = [each for each in measured if each.scenario == scenario]
         drawing = f"{scenario.replace(' ', '-')}.svg"
@@ -85,7 +92,7 @@ def figures() -> str:
             cells.setdefault((each.case, each.variant), {})[f"{each.metric}, {each.unit}"] = each.spread
         rows = ((*key, *(values.get(metric, "") for metric in metrics)) for key, values in cells.items())
         parts.append(_table(("with", "by", *metrics), rows))
-    return "\n\n".join(parts)
+    return "\n\n".join([taken, *parts])
 
 
 PARTS = {
