@@ -65,10 +65,10 @@ class AmongForeign:
 
 def measure(lab: Lab) -> Iterator[Figure]:
     """From a checkpoint behind all of it, and without one."""
-    rows = int(lab.sizes.foreign_mb * 1e6 * _OUTBOX_SHARE / _OUTBOX_BYTES)
+    rows = outbox_rows(lab)
     with lab.place() as (outbox, topic):
         say(f"committing {rows:,} rows among those of others")
-        filled = FilledOutbox(outbox, topic, rows=rows, fill=lambda: _fill(outbox, topic.name, rows))
+        filled = FilledOutbox(outbox, topic, rows=rows, fill=lambda: fill(outbox, topic.name, rows))
         runs = lab.in_turn([FROM_BINLOG, FROM_TABLE], partial(_once, filled))
         case = f"{filled.binlog_bytes / 1e6:,.0f} MB of binlog, {rows:,} rows"
     for name, found in runs.items():
@@ -83,7 +83,13 @@ def _once(filled: FilledOutbox, variant: Variant) -> AmongForeign:
     return AmongForeign(run.all_s, run.first_s, run.rows_per_s, read_mb_per_s, run.cpu_us * filled.rows / 1e6)
 
 
-def _fill(outbox: ThrowawayOutbox, topic: str, rows: int) -> None:
+def outbox_rows(lab: Lab) -> int:
+    """How many there are in so many megabytes of binlog."""
+    return int(lab.sizes.foreign_mb * 1e6 * _OUTBOX_SHARE / _OUTBOX_BYTES)
+
+
+def fill(outbox: ThrowawayOutbox, topic: str, rows: int) -> None:
+    """Commit so many rows, and what others write meanwhile."""
     with transaction(outbox.engine) as connection:
         connection.exec_driver_sql(_TABLE)
         connection.exec_driver_sql(_FILL)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -25,9 +26,11 @@ from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.embedded.process import GuardedProcess, free_port, tail
 from cdc_relay.outbox.database import transaction
 from cdc_relay.outbox.table import DEFAULT_TABLE
-from tests.benchmarks.lab import Lab, plural, say
+from tests.benchmarks import foreign
+from tests.benchmarks.lab import Lab, plural, renew, say
 
 RELAY = Variant("cdc-relay", with_writeback("none").change)
+FROM_TABLE = Variant("cdc-relay, from the table", RELAY.change)
 
 _HEAP = "1g"
 _PATIENCE_S = 120.0
@@ -36,20 +39,44 @@ _STOP_S = 30.0
 _SETTLED_S = 1.5
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What is waiting when they start."""
+
+    name: str
+    rows: int
+    fill: Callable[[ThrowawayOutbox, str], None]
+    """Commits the rows, for a topic."""
+    from_table: bool = False
+    """Whether the relay also does it from the table."""
+
+
 def measure(lab: Lab) -> Iterator[Figure]:
-    """With one row a transaction, and with many."""
+    """With one row a transaction, with many, and where most of the binlog is others'."""
     if not (lab.debezium or lab.maxwell):
         say("nobody to compare with: --debezium DIR, --maxwell DIR")
     elif not lab.throwaway:
         say("left out: Maxwell would leave its own database on your MySQL")
     else:
-        for rows_each in lab.sizes.rows_each:
-            for name, found in _in_turn(lab, rows_each).items():
-                yield from gather("rivals", f"{plural(rows_each, 'row')} a transaction", name, found)
+        for case in _cases(lab):
+            for name, found in _in_turn(lab, case).items():
+                yield from gather("rivals", case.name, name, found)
 
 
-def _in_turn(lab: Lab, rows_each: int) -> dict[str, list[CatchUp]]:
+def _cases(lab: Lab) -> Iterator[_Case]:
     rows = lab.sizes.rows
+    for n in lab.sizes.rows_each:
+        yield _Case(f"{plural(n, 'row')} a transaction", rows, partial(_fill, rows=rows, rows_each=n))
+    few = foreign.outbox_rows(lab)
+    name = f"{plural(few, 'row')} in {lab.sizes.foreign_mb:,} MB of others"
+    yield _Case(name, few, partial(foreign.fill, rows=few), from_table=True)
+
+
+def _fill(outbox: ThrowawayOutbox, topic: str, *, rows: int, rows_each: int) -> None:
+    outbox.fill(topic, rows=rows, rows_each=rows_each)
+
+
+def _in_turn(lab: Lab, case: _Case) -> dict[str, list[CatchUp]]:
     with lab.place() as (outbox, topic), ExitStack() as stack:
         rivals: dict[str, Rival] = {}
         if lab.debezium:
@@ -59,18 +86,20 @@ def _in_turn(lab: Lab, rows_each: int) -> dict[str, list[CatchUp]]:
         for name, rival in rivals.items():
             say(f"{name} learns the schema")
             rival.learn()
-        say(f"committing {rows:,} rows")
-        filled = FilledOutbox(
-            outbox, topic, rows=rows, fill=lambda: outbox.fill(topic.name, rows=rows, rows_each=rows_each)
-        )
+        say(f"committing {case.rows:,} rows")
+        filled = FilledOutbox(outbox, topic, rows=case.rows, fill=lambda: case.fill(outbox, topic.name))
         filled.run(RELAY)
         variants = [RELAY, *map(Variant, rivals)]
-        return lab.in_turn(variants, lambda variant: _once(filled, variant, rivals.get(variant.name)))
+        found = lab.in_turn(variants, lambda variant: _once(filled, variant, rivals.get(variant.name)))
+        if case.from_table:  # at the end: it marks the rows, and Maxwell would send that too
+            found |= lab.in_turn([FROM_TABLE], lambda variant: _once(filled, variant, None))
+        return found
 
 
 def _once(filled: FilledOutbox, variant: Variant, rival: Rival | None) -> CatchUp:
     if rival is None:
-        return filled.run(variant)
+        renew(filled.outbox)
+        return filled.run(variant, from_table=variant is FROM_TABLE)
     filled.topic.mark()
     program = rival.start(filled.checkpoint.position)
     try:
