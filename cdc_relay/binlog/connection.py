@@ -24,7 +24,8 @@ from cdc_relay.outbox.database import password_bytes, translate
 
 #: Received at a time at most.
 _RECEIVE_BYTES = 256 * 1024
-_TLS_RECORD_BYTES = 16 * 1024
+#: TLS records, of which a small transaction has several, taken at a time at most.
+_TLS_RECORDS = 64
 
 #: Payloads taken at a time at most where the library splits them.
 _PACKETS = 500
@@ -100,6 +101,7 @@ class DumpConnection:
             self.close()
             raise translate(error) from error
         self._socket: socket.socket = self._reader._stream_connection._sock
+        self._is_tls = hasattr(self._socket, "cipher")
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
 
@@ -107,7 +109,7 @@ class DumpConnection:
         """The next bytes, as many as there are. Waits, as long as the server's heartbeats come in time."""
         try:
             received = self._socket.recv(_RECEIVE_BYTES)
-            if len(received) == _TLS_RECORD_BYTES:
+            if self._is_tls and received:
                 received = self._gather(received)
         except TimeoutError as error:
             raise DatabaseUnavailable(
@@ -120,13 +122,14 @@ class DumpConnection:
         return received
 
     def _gather(self, received: bytes) -> bytes:
-        """TLS gives one record at a time; more of them together cost less on their way."""
-        parts = [received]
-        while len(received) == _TLS_RECORD_BYTES and len(parts) < _RECEIVE_BYTES // _TLS_RECORD_BYTES:
-            if not self._readable.poll(0):
-                break
+        """TLS gives one record at a time, be it ever so small; those that are there cost less on their way together."""
+        parts, size = [received], len(received)
+        while len(parts) < _TLS_RECORDS and size < _RECEIVE_BYTES and self._readable.poll(0):
             received = self._socket.recv(_RECEIVE_BYTES)
+            if not received:
+                break  # closed; the next one finds it so
             parts.append(received)
+            size += len(received)
         return b"".join(parts)
 
     def packets(self) -> list[bytes]:

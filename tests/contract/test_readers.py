@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -149,3 +150,32 @@ def test_auto_is_the_wire_reader_and_falls_back_where_a_name_is_missing(monkeypa
     assert "_sock" not in chosen.why
     with pytest.raises(ConfigurationError, match="_no_such_name"):
         choose_reader("wire")
+
+
+def test_small_records_of_tls_are_taken_together(database_url: str, topic: str) -> None:
+    """The server sends a transaction in a record of its own, and a reader that takes one at a time falls behind."""
+    outbox = Outbox(database_url, topic)
+    source = open_reader(outbox, position(outbox), "wire", [])
+    received: list[int] = []
+    try:
+        ids = [outbox.add("k", n) for n in range(40)]
+        stream = source._stream
+        assert isinstance(stream, DumpConnection)
+        assert stream._is_tls
+        receive = stream.receive
+
+        def counted() -> bytes:
+            data = receive()
+            received.append(len(data))
+            return data
+
+        stream.receive = counted  # type: ignore[method-assign]
+        time.sleep(1)  # for the server to have sent all of it
+        found: list[int] = []
+        while len(found) < len(ids):
+            found += [row.id for batch in source.read() for row in batch.rows]
+    finally:
+        source.close()
+        outbox.engine.dispose()
+    assert found == ids
+    assert len(received) < len(ids) / 2, received
