@@ -10,8 +10,9 @@ It is one function on purpose: the calls would cost as much as the work. What a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from itertools import islice
+from typing import Any
 
 from simdjson import Parser
 
@@ -39,25 +40,31 @@ class QuickSender:
 
     def run(self, rows: Sequence[OutboxRow], at: int, due: Due, delivery: Delivery) -> int:
         """Send ordinary rows from ``rows[at]`` on; where the first one stands that is not ordinary."""
+        if at == len(rows):
+            return at
         produce, topics, held = self._publisher.produce, self._publisher.topics, self._held
-        parts, rfc3339, parse, join = self._encoder.parts, self._encoder.rfc3339, self._parse, b"".join
-        bounds = due.packed
+        parts, parse, join = self._encoder.parts, self._parse, b"".join
         sent, report = delivery.sent.append, delivery.report
+        # From the binlog or from the table: a batch is of one kind, and only its times tell which.
+        kind = type(rows[at])
+        is_packed = kind is BinlogRow
+        rfc3339: Callable[[Any], bytes | None] = self._encoder.packed_time if is_packed else self._encoder.wall_time
+        latest, bounds = due
         known_topic = known_type = None
         for row in islice(rows, at, None):
-            if type(row) is not BinlogRow or held:
+            if type(row) is not kind or held:
                 break
-            row_id, biz_type, topic, key, payload, status, retry_count, _, due_at, created_at, _ = row
-            if status != _PENDING or retry_count or len(payload) >= SHORT or topic not in topics:
+            row_id, biz_type, topic, key, payload, status, retry_count, _, due_at, created_at, is_held = row
+            if status != _PENDING or retry_count or is_held or len(payload) >= SHORT or topic not in topics:
                 break
-            if due_at is not None and due_at > bounds[len(due_at)]:  # type: ignore[operator,arg-type]  # packed
+            if due_at is not None and due_at > (bounds[len(due_at)] if is_packed else latest):  # type: ignore
                 break
             if topic is not known_topic or biz_type is not known_type:
                 middle, type_header = parts(topic, biz_type)
                 known_topic, known_type = topic, biz_type
             number = b"%d" % row_id
             headers = [("outbox_id", number), type_header]
-            if created_at is not None and (text := rfc3339(created_at)) is not None:  # type: ignore[arg-type]  # packed
+            if created_at is not None and (text := rfc3339(created_at)) is not None:
                 headers.append(("created_at", text))
             try:
                 # Looks at every byte, and makes no objects; the only thing that it is too lenient with is this mark.

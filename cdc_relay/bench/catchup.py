@@ -123,10 +123,10 @@ class FilledOutbox:
             self._require_progress(relay, moved_at, f"{there} of {self.rows} records have come")
         last_at, cpu, marked_per_s = now, relay.cpu_s(), None
         if marks:
-            pending = before = self.rows
-            while pending := self.outbox.pending():
-                moved_at, before = (time.perf_counter() if pending != before else moved_at), pending
-                self._require_progress(relay, moved_at, f"{pending} of {self.rows} rows are not marked")
+            first = 1
+            while found := self.outbox.first_pending(first - 1):
+                moved_at, first = (time.perf_counter() if found != first else moved_at), found
+                self._require_progress(relay, moved_at, f"the row {found} and later ones are not marked")
                 time.sleep(_LOOK_AT_TABLE_S)
             marked_per_s, cpu = self.rows / (time.perf_counter() - begun_at), relay.cpu_s()
         return CatchUp(

@@ -159,10 +159,19 @@ class ThrowawayOutbox:
         with transaction(self.engine) as connection:
             connection.execute(text(f"TRUNCATE TABLE {DEFAULT_TABLE}"))
 
-    def pending(self) -> int:
-        """How many rows are still to be marked."""
+    def first_pending(self, after_id: int = 0) -> int | None:
+        """The first row above ``after_id`` that is still to be marked.
+
+        Asked again from what it gave last it costs the server a look at each row and no more. To count them by their
+        index would take half a core from what is measured, as every mark leaves an entry behind there.
+        """
+        sql = (
+            f"SELECT id FROM {DEFAULT_TABLE} FORCE INDEX (PRIMARY) WHERE id > :after_id AND status = 'pending' "
+            "ORDER BY id LIMIT 1"
+        )
         with transaction(self.engine) as connection:
-            return self._statements.count_by_status(connection).get("pending", 0)
+            found = connection.execute(text(sql), {"after_id": after_id}).scalar()
+        return None if found is None else int(found)
 
     def binlog(self) -> ServerBinlog:
         """The server's binlog as it is now."""

@@ -9,12 +9,12 @@ import pymysql
 
 from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.events import DAMAGED, parse_event
-from cdc_relay.binlog.packets import PacketSplitter, Payload
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.quick import QuickLoop
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionAssembler
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
+from cdc_relay.outbox.packets import PacketSplitter, Payload
 
 _OK = 0x00
 _EOF = 0xFE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -56,9 +56,10 @@ class Encoder:
     """Makes records of rows, for one ``database.timezone``. What rows have in common is made once."""
 
     def __init__(self, zone: tzinfo) -> None:
-        self._zone = zone
-        self.rfc3339 = Rfc3339(zone).text
-        """A packed time as the header says it; None for what is no date."""
+        self.packed_time = Rfc3339(zone).text
+        """A time as the binlog packs it, as the header says it; None for what is no date."""
+        self.wall_time = partial(rfc3339, zone=zone)
+        """The same of a wall time."""
         self._known: dict[tuple[str, str], tuple[bytes, tuple[str, bytes]]] = {}
 
     def encode(self, row: OutboxRow) -> Record:
@@ -70,9 +71,9 @@ class Encoder:
         value = _join((OPENING, number, middle, payload, CLOSING))
         if type(row) is BinlogRow:
             packed: bytes | None = row[9]  # type: ignore[assignment]
-            created_at = None if packed is None else self.rfc3339(packed)
+            created_at = None if packed is None else self.packed_time(packed)
         else:
-            created_at = None if row.created_at is None else rfc3339(row.created_at, self._zone)
+            created_at = None if row.created_at is None else self.wall_time(row.created_at)
         if created_at is None:
             headers: Headers = [("outbox_id", number), biz_header]
         else:

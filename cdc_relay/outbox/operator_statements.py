@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from cdc_relay.outbox.backoff import LAST_ERROR_CHARACTERS
-from cdc_relay.outbox.sql import DISCARDED, IS_DISCARDED, REQUEUED, TableStatements, as_str, with_ids
+from cdc_relay.outbox.fetch import fetch
+from cdc_relay.outbox.sql import DISCARDED, IS_DISCARDED, REQUEUED, TableStatements, with_ids, word
 
 
 class OperatorStatements(TableStatements):
@@ -40,9 +41,9 @@ class OperatorStatements(TableStatements):
         """The topics of the ``limit`` oldest pending rows. Changes nothing."""
         sql = (
             f"SELECT DISTINCT topic FROM (SELECT topic FROM {self.table} WHERE status = 'pending' "
-            "ORDER BY id LIMIT :limit) AS oldest"
+            "ORDER BY id LIMIT %(limit)s) AS oldest"
         )
-        return [as_str(topic) for topic in connection.execute(text(sql), {"limit": limit}).scalars()]
+        return [word(topic) for (topic,) in fetch(connection, sql, {"limit": limit})]
 
     def requeue_dead(self, connection: Connection, ids: Sequence[int] | None, now: datetime) -> int:
         """dead -> pending, by an operator: these ids (None: all), with all their retries; the sweep delivers them.

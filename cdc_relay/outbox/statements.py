@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 from cdc_relay.outbox.backoff import NextAttempt
+from cdc_relay.outbox.fetch import fetch
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.sql import (
     HELD_BACK,
@@ -39,13 +40,13 @@ class OutboxStatements(TableStatements):
         A transaction stands in the binlog a moment before InnoDB shows it to others. A plain SELECT may miss it then;
         a shared lock waits for it instead.
         """
-        sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id LOCK IN SHARE MODE"
-        return [found_row(found) for found in connection.execute(with_ids(sql), {"ids": list(ids)})]
+        sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN ({listed(ids)}) ORDER BY id LOCK IN SHARE MODE"
+        return [found_row(found) for found in fetch(connection, sql)]
 
     def read(self, connection: Connection, ids: Sequence[int]) -> list[OutboxRow]:
         """The rows with these ids as they are now, whatever their status, in id order. Changes nothing."""
-        sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN :ids ORDER BY id"
-        return [found_row(found) for found in connection.execute(with_ids(sql), {"ids": list(ids)})]
+        sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN ({listed(ids)}) ORDER BY id"
+        return [found_row(found) for found in fetch(connection, sql)]
 
     def untouched(self, connection: Connection, first: int, last: int) -> range | set[int]:
         """The ids from ``first`` to ``last`` of rows that are pending and were never tried. Changes nothing.
@@ -71,10 +72,10 @@ class OutboxStatements(TableStatements):
         """The next ``limit`` pending rows up to ``until_id`` in id order, by keyset. Changes nothing."""
         sql = (
             f"SELECT {PENDING_COLUMNS} FROM {self.table} FORCE INDEX (PRIMARY) "
-            "WHERE id > :after_id AND id <= :until_id AND status = 'pending' ORDER BY id LIMIT :limit"
+            "WHERE id > %(after_id)s AND id <= %(until_id)s AND status = 'pending' ORDER BY id LIMIT %(limit)s"
         )
         values = {"after_id": after_id, "until_id": until_id, "limit": limit}
-        return [pending_row(found) for found in connection.execute(text(sql), values)]
+        return [pending_row(found) for found in fetch(connection, sql, values)]
 
     def due(self, connection: Connection, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
         """The lowest ``limit`` due rows above ``after_id`` in id order. Changes nothing.
@@ -84,11 +85,11 @@ class OutboxStatements(TableStatements):
         sql = (
             f"SELECT {PENDING_COLUMNS} FROM {self.table} JOIN ("
             f"SELECT id FROM {self.table} WHERE status = 'pending' "
-            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) AND id > :after_id ORDER BY id LIMIT :limit"
-            ") AS lowest USING (id) ORDER BY id"
+            "AND (next_retry_at <= %(due_bound)s OR next_retry_at IS NULL) AND id > %(after_id)s "
+            "ORDER BY id LIMIT %(limit)s) AS lowest USING (id) ORDER BY id"
         )
         values = {"due_bound": due_bound, "after_id": after_id, "limit": limit}
-        return [pending_row(found) for found in connection.execute(text(sql), values)]
+        return [pending_row(found) for found in fetch(connection, sql, values)]
 
     def due_unmarked(
         self, connection: Connection, due_bound: datetime, sent_bound: datetime, limit: int, after_id: int = 0
@@ -97,16 +98,16 @@ class OutboxStatements(TableStatements):
 
         Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``.
         """
-        columns = f"{PENDING_COLUMNS}"
-        of = f"SELECT {columns} FROM {self.table} WHERE status = 'pending' AND id > :after_id AND"
+        of = f"SELECT {PENDING_COLUMNS} FROM {self.table} WHERE status = 'pending' AND id > %(after_id)s AND"
         sql = (
-            f"({of} (next_retry_at <= :sent_bound OR next_retry_at IS NULL AND COALESCE(created_at, :sent_bound) "
-            f"<= :sent_bound) ORDER BY id LIMIT :limit) UNION ALL ({of} next_retry_at > :sent_bound "
-            f"AND next_retry_at <= :due_bound AND ({IS_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND) "
-            "ORDER BY id LIMIT :limit) ORDER BY id LIMIT :limit"
+            f"({of} (next_retry_at <= %(sent_bound)s OR next_retry_at IS NULL "
+            "AND COALESCE(created_at, %(sent_bound)s) <= %(sent_bound)s) ORDER BY id LIMIT %(limit)s) UNION ALL "
+            f"({of} next_retry_at > %(sent_bound)s AND next_retry_at <= %(due_bound)s "
+            f"AND ({IS_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND) "
+            "ORDER BY id LIMIT %(limit)s) ORDER BY id LIMIT %(limit)s"
         )
         values = {"due_bound": due_bound, "sent_bound": sent_bound, "limit": limit, "after_id": after_id}
-        return [pending_row(found) for found in connection.execute(text(sql), values)]
+        return [pending_row(found) for found in fetch(connection, sql, values)]
 
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
         """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
@@ -154,11 +155,10 @@ class OutboxStatements(TableStatements):
         Changes nothing by itself: ``lease`` follows in the same transaction.
         """
         sql = (
-            f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN :ids AND status = 'pending' "
-            "AND (next_retry_at <= :due_bound OR next_retry_at IS NULL) ORDER BY id FOR UPDATE SKIP LOCKED"
+            f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN ({listed(ids)}) AND status = 'pending' "
+            "AND (next_retry_at <= %(due_bound)s OR next_retry_at IS NULL) ORDER BY id FOR UPDATE SKIP LOCKED"
         )
-        found = connection.execute(with_ids(sql), {"ids": list(ids), "due_bound": due_bound})
-        return [found_row(row) for row in found]
+        return [found_row(found) for found in fetch(connection, sql, {"due_bound": due_bound})]
 
     def lock_unconsumed(self, connection: Connection, published_before: datetime, limit: int) -> list[int]:
         """Lock up to ``limit`` rows that are published since before that time, passing over locked ones; their ids,

@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("cdc_relay.interpreter", "cdc_relay.program"),
         *("cdc_relay.outbox", "cdc_relay.binlog", "cdc_relay.binlog.position"),
         # From bytes to rows, without any connection.
-        *("cdc_relay.binlog.packed", "cdc_relay.binlog.packets", "cdc_relay.binlog.events", "cdc_relay.binlog.payload"),
+        *("cdc_relay.binlog.packed", "cdc_relay.binlog.events", "cdc_relay.binlog.payload"),
         *("cdc_relay.binlog.table_map", "cdc_relay.binlog.tables", "cdc_relay.binlog.rows"),
         *("cdc_relay.binlog.speculation", "cdc_relay.binlog.preamble", "cdc_relay.binlog.quick"),
         *("cdc_relay.binlog.transactions", "cdc_relay.binlog.batches", "cdc_relay.binlog.xa"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc_relay.binlog.packets import PacketSplitter
+from cdc_relay.outbox.packets import PacketSplitter
 from tests.binlog_bytes import packet
 
 _16_MIB = 2**24
