@@ -57,7 +57,8 @@ class QuickSender:
             row_id, biz_type, topic, key, payload, status, retry_count, _, due_at, created_at, is_held = row
             if status != _PENDING or retry_count or is_held or len(payload) >= SHORT or topic not in topics:
                 break
-            if due_at is not None and due_at > (bounds[len(due_at)] if is_packed else latest):  # type: ignore
+            is_later = due_at is not None and due_at > (bounds[len(due_at)] if is_packed else latest)  # type: ignore
+            if is_later and row.is_scheduled(latest):
                 break
             if topic is not known_topic or biz_type is not known_type:
                 middle, type_header = parts(topic, biz_type)

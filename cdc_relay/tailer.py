@@ -8,7 +8,7 @@ takes Kafka's answers and writes them back (``writeback.StatusWriter``), which m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from typing import Protocol
 
 from cdc_relay.binlog.batches import TransactionBatch
@@ -23,9 +23,6 @@ from cdc_relay.parking import SharedParking
 from cdc_relay.quick_send import QuickSender
 from cdc_relay.untouched import UntouchedRows
 from cdc_relay.watermark import AckWatermark
-
-#: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
-_SAME_MOMENT = timedelta(seconds=1)
 
 #: How long to wait for Kafka's answers when there is no room, before looking again.
 _FULL_WAIT_S = 0.005
@@ -239,7 +236,7 @@ class Tailer:
     def _is_ours(self, row: OutboxRow, due: datetime) -> bool:
         """Whether the row is to be sent now. Others leave the watermark as they are: the table has them."""
         if row.is_fresh:
-            return not is_scheduled(row, due)
+            return not row.is_scheduled(due)
         if row.status == Status.PENDING:
             # Tried before and waiting for the sweep: later rows of its key wait with it.
             self._parking.hold(row.message_key, row.id)
@@ -267,7 +264,7 @@ class Tailer:
         """
         others = []
         for row in rows:
-            if is_sent_at_once(row) and self._is_ours(row, due):
+            if row.is_sent_at_once and self._is_ours(row, due):
                 delivery.add_acknowledged(row.id)
             else:
                 others.append(row)
@@ -286,18 +283,3 @@ class Tailer:
         for at in range(0, len(ids), _LOOKUP_ROWS):
             found |= {row.id: row for row in self._look_up(ids[at : at + _LOOKUP_ROWS])}
         return [found[row_id] for row_id in ids if row_id in found]
-
-
-def is_scheduled(row: OutboxRow, due: datetime) -> bool:
-    """Whether the application wants the row sent later than ``due``.
-
-    ``next_retry_at`` of an ordinary row is the moment of its insert by the application's clock, which may be minutes
-    from ours: so it is compared with ``created_at``, written by the same clock.
-    """
-    return row.next_retry_at is not None and row.next_retry_at > due and not is_sent_at_once(row)
-
-
-def is_sent_at_once(row: OutboxRow) -> bool:
-    """Whether the application has not scheduled the row, so that the tailer sends it whatever time it is."""
-    at = row.next_retry_at
-    return at is None or (row.created_at is not None and at <= row.created_at + _SAME_MOMENT)

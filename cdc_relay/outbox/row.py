@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from cdc_relay.outbox import datetime2
 from cdc_relay.outbox.status import Status
+
+#: How much later than created_at an unscheduled row's next_retry_at may be: two readings of one clock, rounded.
+_SAME_MOMENT = timedelta(seconds=1)
 
 
 class Due(NamedTuple):
@@ -54,6 +57,20 @@ class OutboxRow(NamedTuple):
     def is_fresh(self) -> bool:
         """Pending and never tried: the tailer's row, if it is not scheduled for later."""
         return self.status == Status.PENDING and self.retry_count == 0 and not self.held
+
+    @property
+    def is_sent_at_once(self) -> bool:
+        """Whether the application has not scheduled the row, so that the tailer sends it whatever time it is."""
+        at, created_at = self.next_retry_at, self.created_at
+        return at is None or (created_at is not None and at <= created_at + _SAME_MOMENT)
+
+    def is_scheduled(self, due: datetime) -> bool:
+        """Whether the application wants the row sent later than ``due``.
+
+        ``next_retry_at`` of an ordinary row is the moment of its insert by the application's clock, which may be
+        minutes from ours: so it is compared with ``created_at``, written by the same clock.
+        """
+        return self.next_retry_at is not None and self.next_retry_at > due and not self.is_sent_at_once
 
 
 class BinlogRow(OutboxRow):

@@ -34,8 +34,9 @@ from tests.benchmarks import (
     soak,
     wire,
 )
-from tests.benchmarks.lab import FULL, Lab, Sizes
+from tests.benchmarks.lab import FULL, Lab, Sizes, say
 from tests.benchmarks.servers import servers
+from tests.benchmarks.warm_up import WARM_UP_S, warm_up
 
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     module.__name__.rpartition(".")[2]: module.measure
@@ -59,7 +60,7 @@ def main() -> None:
         engine = make_engine(settings.database, pool_size=1)
         with closing_engine(engine), transaction(engine) as connection:
             facts |= server_facts(connection)
-        facts |= {"kafka": f"at {arguments.kafka}" if arguments.kafka else KAFKA_VERSION}
+        facts |= {"kafka": f"at {arguments.kafka}" if arguments.kafka else f"{KAFKA_VERSION}, warm"}
         for name, value in facts.items():
             print(f"{name:32}{value}", flush=True)
         lab = Lab(
@@ -72,6 +73,9 @@ def main() -> None:
             maxwell=arguments.maxwell and arguments.maxwell.resolve(),
             java=arguments.java,
         )
+        if arguments.kafka is None:
+            say(f"warming the broker up for {WARM_UP_S:g} s")
+            warm_up(settings.kafka)
         found: list[Figure] = []
         for name in arguments.what or SCENARIOS:
             print(f"\n{name}", flush=True)

@@ -16,7 +16,7 @@ from cdc_relay.outbox.envelope import decode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.parking import SharedParking
-from cdc_relay.tailer import _LOOKS_S, Tailer, is_scheduled
+from cdc_relay.tailer import _LOOKS_S, Tailer
 from cdc_relay.watermark import AckWatermark
 from tests.binlog_bytes import outbox_row
 from tests.fakes import FakePublisher, FakeSource, Refusal
@@ -292,7 +292,7 @@ def test_a_row_is_scheduled_when_the_application_says_so_by_its_own_clock(
     created: datetime | None, next_retry: datetime | None, scheduled: bool
 ) -> None:
     row = outbox_row(1, created_at=created, next_retry_at=next_retry)
-    assert is_scheduled(row, WALL) is scheduled
+    assert row.is_scheduled(WALL) is scheduled
     rig = Rig([batch(row, 2)])
     rig.run()
     assert rig.sent == ([2] if scheduled else [1, 2])
