@@ -21,7 +21,9 @@ from cdc_relay.errors import CheckpointError
 from cdc_relay.outbox.statements import OutboxStatements
 
 #: Pending rows looked at, and payload bytes read, at a time.
-_PAGE_ROWS = 2_000
+_PAGE_ROWS = 1_000
+#: Rows sent together, and noted together when Kafka has them: a kill doubles so many more.
+_BATCH_ROWS = 500
 _PAGE_BYTES = 8 * 2**20
 
 
@@ -35,6 +37,8 @@ class ServerBinlog:
     """Where it writes next."""
     files: tuple[tuple[str, int], ...]
     """``(name, bytes)`` of the files that it still has, oldest first."""
+    folds_names: bool = False
+    """Whether names of databases and tables that differ by their case alone are one to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,4 +156,5 @@ class PendingRows:
                 size += row.size
             rows = self._statements.read(connection, ids)
         self._after = ids[-1]
-        return [TransactionBatch(rows, None, size=size)]
+        batches = [rows[at : at + _BATCH_ROWS] for at in range(0, len(rows), _BATCH_ROWS)]
+        return [TransactionBatch(batch, None, size=sum(row.size for row in batch)) for batch in batches]

@@ -13,19 +13,14 @@ from threading import Event
 
 from cdc_relay.acknowledged import AcknowledgedFile
 from cdc_relay.admin.server import AdminServer, Health
-from cdc_relay.binlog.connection import DumpConnection, choose_reader
-from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.binlog.reconnect import ReconnectingSource
-from cdc_relay.binlog.rows import DescribedColumn
-from cdc_relay.binlog.server import describe_table, server_binlog
-from cdc_relay.binlog.source import BinlogSource, LibrarySource
-from cdc_relay.binlog.tables import OutboxTables
+from cdc_relay.binlog.opening import BinlogOpener
+from cdc_relay.binlog.server import server_binlog
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import RELAY_ADMIN_PORT, Settings
 from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
 from cdc_relay.kafka.publisher import BATCH_BYTES, KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
-from cdc_relay.logs import OncePerKind, get_logger
+from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics, process_registry
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.clock import DatabaseClock
@@ -35,6 +30,7 @@ from cdc_relay.parking import SharedParking
 from cdc_relay.preflight.start import require
 from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
 from cdc_relay.row_image import log_changes_only
+from cdc_relay.sent_rows import SentRows
 from cdc_relay.session import Parts, Session
 from cdc_relay.sweeper import SweepCounts, TailProgress
 from cdc_relay.writeback import StatusWriter
@@ -77,10 +73,9 @@ class RelayService:
         self._leadership = Leadership(self._engine, lock_names(settings.name, tail=tail, sweep=sweep))
         self._registry = process_registry()
         self._metrics = RelayMetrics(self._registry)
-        self._unsupported_once = OncePerKind(log)
         self._store = FileCheckpointStore(settings.checkpoint.path)
-        self._server_id = settings.tail.server_id or random.randint(2**30, 2**32 - 1)
-        self._reader = choose_reader(settings.tail.reader)
+        self._opener = BinlogOpener(settings, self._engine, self._metrics)
+        self._reader = self._opener.reader
         if tail:
             self._metrics.binlog_reader.info({"relay": settings.name, **self._reader._asdict()})
         self._publisher = publisher
@@ -108,6 +103,7 @@ class RelayService:
             ),
             checkpointer=Checkpointer(self._store, settings.checkpoint.interval_s, self._leadership.check),
             acknowledged=AcknowledgedFile.beside(settings.checkpoint.path),
+            sent_rows=SentRows.beside(settings.checkpoint.path, settings.tail.max_in_flight_rows),
             metrics=self._metrics,
         )
 
@@ -208,7 +204,7 @@ class RelayService:
             publisher,
             binlog,
             start,
-            (lambda stopping: self._open_source(binlog, start, stopping)) if self._tail else None,
+            (lambda stopping: self._opener.open(binlog, start, stopping)) if self._tail else None,
             sweep=self._sweep,
             other_tailer=lambda: self._other_tailer(binlog),
             on_swept=on_swept,
@@ -262,35 +258,6 @@ class RelayService:
                 reader=self._reader.reader,
             )
         return start
-
-    def _open_source(self, binlog: ServerBinlog, start: Start, stopping: Event) -> ReconnectingSource:
-        settings = self._settings
-        tables = OutboxTables(str(settings.database.parsed.database), settings.database.table, self._describe)
-
-        def open_reader(at: BinlogPosition, file_created_at: int) -> BinlogSource:
-            dump = DumpConnection(settings.database, settings.tail, self._server_id, at, binlog.server)
-            source = BinlogSource if self._reader.reader == "wire" else LibrarySource
-            return source(dump, at, tables, on_unsupported=self._on_unsupported, file_created_at=file_created_at)
-
-        return ReconnectingSource(
-            open_reader,
-            start.position,
-            file_created_at=start.file_created_at,
-            stopping=stopping,
-            on_reconnect=lambda: self._metrics.reconnects.labels(target="mysql").inc(),
-        )
-
-    def _describe(self) -> list[DescribedColumn]:
-        with transaction(self._engine) as connection:
-            return describe_table(connection, self._settings.database.table)
-
-    def _on_unsupported(self, kind: str) -> None:
-        self._metrics.binlog_events_unsupported.labels(kind=kind).inc()
-        self._unsupported_once.warning(
-            kind,
-            "the binlog has something that is not understood; the table is asked for what it holds",
-            event_kind=kind,
-        )
 
     def _other_tailer(self, binlog: ServerBinlog) -> TailProgress:
         """The tailer of another process, by its checkpoint file."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, tzinfo
+from operator import attrgetter
 from typing import Protocol
 
 from cdc_relay.binlog.batches import TransactionBatch
@@ -57,6 +58,22 @@ class PendingSource(Protocol):
         """The next rows; none when exhausted."""
 
 
+class SentBefore(Protocol):
+    """Remembers rows that were sent from the table (``sent_rows.SentRows``)."""
+
+    def begin(self) -> None:
+        """Learn what was noted before."""
+
+    def has(self, row: OutboxRow) -> bool:
+        """Whether Kafka has the row, as was noted before."""
+
+    def noting(self, rows: Sequence[OutboxRow]) -> Callable[[], None]:
+        """A call that notes that Kafka has these rows; it does not keep them in memory."""
+
+    def reset(self) -> None:
+        """All of them are marked."""
+
+
 class Tailer:
     """Sends the rows that the binlog gives, each once, in order; and those that only the table can tell."""
 
@@ -75,6 +92,7 @@ class Tailer:
         zone: tzinfo,
         untouched: Callable[[int, int], range | set[int]] | None = None,
         acknowledged: BinlogPosition | None = None,
+        sent_before: SentBefore | None = None,
         max_unacknowledged_rows: int = 1_000_000,
     ) -> None:
         """``complete`` takes each delivery when Kafka has answered for all of it (``StatusWriter.complete``).
@@ -85,7 +103,8 @@ class Tailer:
 
         Rows up to where the binlog ends now may have been sent before: only those that the table still calls pending
         are sent again. Up to ``acknowledged`` Kafka has had every row that was this tailer's to send, whatever the
-        table says. So a restart makes next to no duplicates: as many as ``max_unacknowledged_rows`` and one batch.
+        table says; of those sent from the table it has what ``sent_before`` remembers. So a restart makes next to no
+        duplicates: as many as ``max_unacknowledged_rows`` and one batch.
         """
         self._source = source
         self._pending = pending
@@ -102,6 +121,7 @@ class Tailer:
         self._quick = QuickSender(publisher, parking.held, encoder)
         self._untouched = UntouchedRows(untouched) if untouched else None
         self._acknowledged = acknowledged
+        self._sent_before = sent_before
         self._max_unacknowledged_rows = max_unacknowledged_rows
         self._settled_until: BinlogPosition | None = head()
         self._reached = watermark.position
@@ -140,21 +160,24 @@ class Tailer:
         if not self._settled():
             return False
         before = self._head()
+        if self._sent_before is not None:
+            self._sent_before.begin()
         for pause_s in _LOOKS_S:
             if self._wait(pause_s):
                 return False
             pending = self._pending()
             while not pending.exhausted:
-                if self._is_full:
-                    if self._take_answers():
-                        return False
-                    continue
                 if self._wait(0):
                     return False
                 for batch in pending.read():
+                    while self._is_full:
+                        if self._take_answers():
+                            return False
                     self._deliver(batch, now, "reconcile")
             if not self._settled():
                 return False
+        if self._sent_before is not None:
+            self._sent_before.reset()
         self._caught_up_to = before
         self._settled_until = self._head()
         if self._untouched is not None:
@@ -191,9 +214,13 @@ class Tailer:
             size=batch.size if rows else 0,
         )
 
+        note: Callable[[], None] | None = None
+
         def complete(delivery: Delivery) -> None:
             if delivery.all_acknowledged:
                 self._watermark.acknowledge(ticket)
+                if note is not None:
+                    note()
             self._complete(delivery)
 
         delivery = Delivery(
@@ -204,13 +231,19 @@ class Tailer:
             on_settled=lambda: self._watermark.resolve(ticket),
         )
         due = Due.at(due_bound(now, self._zone))
-        if path == "tail" and self._is_acknowledged(batch):
-            rows = self._leave_acknowledged(rows, due.wall, delivery)
+        if path == "reconcile" and self._sent_before is not None:
+            rows = self._leave_acknowledged(rows, self._sent_before.has, due.wall, delivery)
+        elif path == "tail" and self._is_acknowledged(batch):
+            # A row that was scheduled may have been left to the sweep then, and be due now: it counts as not sent.
+            rows = self._leave_acknowledged(rows, attrgetter("is_sent_at_once"), due.wall, delivery)
         at = 0
         while (at := self._quick.run(rows, at, due, delivery)) < len(rows):
             if self._is_ours(rows[at], due.wall):
                 self._send(rows[at], delivery)
             at += 1
+        if path == "reconcile" and self._sent_before is not None:
+            sent = set(delivery.sent)
+            note = self._sent_before.noting([row for row in rows if row.id in sent])
         if delivery.sent or delivery.failed or delivery.parked:
             delivery.close()
         else:
@@ -257,14 +290,13 @@ class Tailer:
             return False
         return True
 
-    def _leave_acknowledged(self, rows: list[OutboxRow], due: datetime, delivery: Delivery) -> list[OutboxRow]:
-        """Put rows that Kafka has into the delivery as they are; the others.
-
-        A row that was scheduled may have been left to the sweep then, and be due now: it counts as not sent.
-        """
+    def _leave_acknowledged(
+        self, rows: list[OutboxRow], is_acknowledged: Callable[[OutboxRow], bool], due: datetime, delivery: Delivery
+    ) -> list[OutboxRow]:
+        """Put rows that Kafka has into the delivery as they are; the others."""
         others = []
         for row in rows:
-            if row.is_sent_at_once and self._is_ours(row, due):
+            if is_acknowledged(row) and self._is_ours(row, due):
                 delivery.add_acknowledged(row.id)
             else:
                 others.append(row)

@@ -18,6 +18,7 @@ from cdc_relay.checkpoint import Checkpoint, FileCheckpointStore
 from cdc_relay.config import Settings
 from cdc_relay.embedded.process import GuardedProcess, tail
 from cdc_relay.errors import MissingTool, RelayError
+from cdc_relay.sent_rows import SentRows
 
 _STOP_S = 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -84,6 +85,7 @@ class RelayProcess:
         """The next start finds none, nor what is noted beside it."""
         self._checkpoint.reset()
         AcknowledgedFile.beside(self._checkpoint.path).reset()
+        SentRows.beside(self._checkpoint.path).reset()
 
     def cpu_s(self) -> float:
         """Processor seconds since the start, all threads, user and system."""

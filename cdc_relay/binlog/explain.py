@@ -84,7 +84,7 @@ def explain_decoder(settings: Settings) -> ExplainedDecoder:
         with transaction(engine) as connection:
             binlog = server_binlog(connection)
             columns = describe_table(connection, table)
-        tables = _SampledTables(database, table, lambda: columns)
+        tables = _SampledTables(database, table, lambda: columns, folds_names=binlog.folds_names)
         looked = 0
         for file, size in reversed(binlog.files):
             until = binlog.head if file == binlog.head.file else BinlogPosition(file, size)

@@ -24,7 +24,8 @@ def server_binlog(connection: Connection) -> ServerBinlog:
     """
     found = identity(lambda sql: _driver_value(connection, sql))
     files = connection.execute(text("SHOW BINARY LOGS")).all()
-    return ServerBinlog(found, head(connection), tuple((str(row[0]), int(row[1])) for row in files))
+    folds_names = bool(_driver_value(connection, "SELECT @@lower_case_table_names"))
+    return ServerBinlog(found, head(connection), tuple((str(row[0]), int(row[1])) for row in files), folds_names)
 
 
 def head(connection: Connection) -> BinlogPosition:

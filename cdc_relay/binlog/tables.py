@@ -100,8 +100,11 @@ def row_images(event: Event, checksum_size: int, *, compressed: bool) -> RowImag
 class OutboxTables:
     """The outbox table among the tables of the stream."""
 
-    def __init__(self, schema: str, table: str, describe: DescribeTable) -> None:
-        self._wanted = (schema.encode(), table.encode())
+    def __init__(self, schema: str, table: str, describe: DescribeTable, *, folds_names: bool = False) -> None:
+        """``folds_names``: the server takes names that differ by their case alone for one (lower_case_table_names), so
+        its binlog may write them in another one than we do."""
+        self._folds_names = folds_names
+        self._wanted = self._as_server((schema.encode(), table.encode()))
         self._describe = describe
         self.by_id: dict[bytes, Shape | None] = {}
         """The outbox table's ids; None where its TABLE_MAP was not understood. Other tables' are not in it."""
@@ -136,7 +139,7 @@ class OutboxTables:
         body = event.data[event.body + ROWS_FIXED_SIZE : event.end - checksum_size]
         if body in self.by_map:
             shape = self.by_map[body]
-        elif table_name(body) != self._wanted:
+        elif self._as_server(table_name(body)) != self._wanted:
             self.by_id.pop(table_id, None)
             if len(self.foreign_maps) >= _FOREIGN_MAPS:
                 self.foreign_maps.clear()
@@ -173,6 +176,10 @@ class OutboxTables:
             return known.decode(images.data, images.start, images.end), known.complete
 
         return decode
+
+    def _as_server(self, names: tuple[bytes, bytes]) -> tuple[bytes, ...]:
+        """Names so that they are equal when the server means the same table by them."""
+        return tuple(name.decode("utf-8", "replace").lower().encode() for name in names) if self._folds_names else names
 
     def _learn(self, body: bytes) -> Shape | None:
         try:

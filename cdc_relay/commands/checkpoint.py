@@ -80,9 +80,11 @@ def reset(
     Exit codes: 0 there is none now, 2 a setting, 6 it cannot be removed.
     """
     from cdc_relay.acknowledged import AcknowledgedFile
+    from cdc_relay.sent_rows import SentRows
 
     store = _store(config, checkpoint)
     AcknowledgedFile.beside(store.path).reset()
+    SentRows.beside(store.path).reset()
     gone = store.reset()
     typer.echo(f"{store.path}: {'removed' if gone else 'there was none'}")
 

@@ -20,8 +20,10 @@ from cdc_relay.outbox.packets import PacketSplitter, Payload
 TextRow = list[bytes | None]
 """One row: each value as text in UTF-8, or as the bytes of a binary column; None for NULL."""
 
-#: What is used of PyMySQL beyond its public names. Without them the driver reads the rows.
-_NAMES = ("_execute_command", "_read_packet", "_rfile")
+#: What is used of PyMySQL beyond its public names, and an agreement with the server by which answers would end in
+#: another way (CLIENT_DEPRECATE_EOF). Without the one or with the other the driver reads the rows.
+_NAMES = ("_execute_command", "_read_packet", "_rfile", "client_flag")
+_OTHER_END = 1 << 24
 
 _RECEIVE_BYTES = 256 * 1024
 
@@ -41,7 +43,7 @@ def fetch(connection: Connection, sql: str, values: Mapping[str, Any] | None = N
     Raises ``pymysql.err.Error``; the connection is of no use after that, and its transaction is rolled back.
     """
     driver: Any = connection.connection.driver_connection
-    if not all(hasattr(driver, name) for name in _NAMES):
+    if not all(hasattr(driver, name) for name in _NAMES) or driver.client_flag & _OTHER_END:
         options = {"no_parameters": not values}
         found = connection.exec_driver_sql(sql, dict(values) if values else None, execution_options=options)
         return [[_as_text(value) for value in row] for row in found]

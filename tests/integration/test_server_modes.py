@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import MetaData, create_engine, make_url
 
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
@@ -134,6 +135,27 @@ def test_a_statement_logged_as_text_is_delivered_in_order(
             connection.invalidate()
         ids.append(outbox.add("k", "as a row again"))
         assert published(outbox, kafka_broker, ids) == ids
+
+
+@pytest.mark.parametrize("flavour", ["mysql", "mariadb"])
+def test_names_are_written_in_another_case_than_the_server_keeps_them(
+    flavour: Literal["mysql", "mariadb"], kafka_broker: KafkaBroker, topic: str, tmp_path: Path
+) -> None:
+    with MysqlServer(flavour=flavour, options={"lower_case_table_names": 1}) as server:
+        url = make_url(server.url).set(database="CHAT").render_as_string(hide_password=False)
+        engine = create_engine(server.url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE DATABASE Chat")
+        engine.dispose()
+        outbox = Outbox(url, topic)
+        metadata = MetaData()
+        outbox_table(metadata=metadata)
+        metadata.create_all(outbox.engine)
+        settings = settings_for(url, kafka_broker.bootstrap_servers, tmp_path, database__table="AGENT_Outbox_Messages")
+        with running_relay(settings, sweep=False):
+            ids = [outbox.add("k", n) for n in range(3)]
+            assert published(outbox, kafka_broker, ids) == ids
+        outbox.engine.dispose()
 
 
 def test_a_payload_of_sixty_megabytes_is_delivered(own_server: MysqlServer, outbox: Outbox, tmp_path: Path) -> None:

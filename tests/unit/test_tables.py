@@ -283,3 +283,14 @@ def test_a_wider_column_after_an_alter_is_read_with_its_new_width(learn: Callabl
         binlog = Binlog(columns=columns)
         assert tables.map_table(event(learn(binlog)), 4) is None
         assert decoded(tables, binlog.rows(outbox_row(1))) == ([outbox_row(1)], True)
+
+
+@pytest.mark.parametrize("folds_names", [False, True])
+def test_a_server_that_folds_names_means_the_outbox_in_whatever_case_its_name_is_written(
+    described: Described, folds_names: bool
+) -> None:
+    tables = OutboxTables(SCHEMA.upper(), TABLE.title(), described, folds_names=folds_names)
+    binlog = Binlog()
+    assert tables.map_table(event(binlog.table_map(7)), 4) is None
+    found = decoded(tables, binlog.rows(outbox_row(1), table_id=7))
+    assert found == (([outbox_row(1)], True) if folds_names else None)

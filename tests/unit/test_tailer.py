@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from cdc_relay.outbox.envelope import decode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.parking import SharedParking
+from cdc_relay.sent_rows import SentRows
 from cdc_relay.tailer import _LOOKS_S, Tailer
 from cdc_relay.watermark import AckWatermark
 from tests.binlog_bytes import outbox_row
@@ -77,6 +79,7 @@ class Rig:
         publisher: FakePublisher | None = None,
         untouched: bool = False,
         acknowledged: int | None = None,
+        sent_before: SentRows | None = None,
         max_unacknowledged_rows: int = 1000,
         ordering: Ordering = Ordering.SKIP_DEAD,
     ) -> None:
@@ -108,6 +111,7 @@ class Rig:
             zone=UTC,
             untouched=self.table.untouched if untouched else None,
             acknowledged=None if acknowledged is None else at(acknowledged),
+            sent_before=sent_before,
             max_unacknowledged_rows=max_unacknowledged_rows,
         )
 
@@ -680,6 +684,41 @@ def test_what_is_under_way_is_written_before_the_table_is_asked(writes_every: in
     rig.table.add(outbox_row(1), outbox_row(2))
     rig.run()
     assert rig.sent == [1, 2]
+
+
+@pytest.mark.parametrize("waits", range(1, 12))
+def test_what_kafka_had_before_a_kill_is_marked_by_the_next_start_and_not_sent_again(
+    tmp_path: Path, waits: int
+) -> None:
+    killed = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
+    killed.table.add(*(outbox_row(n) for n in range(1, 20)), outbox_row(20, next_retry_at=WALL + timedelta(hours=1)))
+    killed.writes = False
+    killed.stop_after = waits
+    assert not killed.tailer.catch_up(NOW)
+
+    rig = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
+    rig.table = killed.table
+    assert rig.tailer.catch_up(NOW + timedelta(hours=2))
+    assert killed.sent + rig.sent == list(range(1, 21)), "also the row that was not due then"
+    assert {row.status for row in rig.table.rows.values()} == {"published"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_that_has_failed_since_it_was_sent_is_left_to_the_sweep(tmp_path: Path) -> None:
+    killed = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
+    killed.table.add(outbox_row(1, key="a"), outbox_row(2, key="a"), outbox_row(3, key="b"))
+    killed.writes = False
+    killed.stop_after = 3
+    assert not killed.tailer.catch_up(NOW)
+    assert killed.sent == [1, 2, 3]
+
+    rig = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
+    rig.table.add(outbox_row(1, key="a", retry_count=1), outbox_row(2, key="a"), outbox_row(3, key="b", payload="[]"))
+    assert rig.tailer.catch_up(NOW)
+    assert rig.sent == [3], "another row than the one that was sent"
+    assert rig.parking.waiting(10) == [1]
+    assert rig.table.rows[1].status == "pending"
+    assert rig.table.rows[2].status == "published"
 
 
 # --- any history ------------------------------------------------------------------------------------------------------
