@@ -213,7 +213,6 @@ class Tailer:
             rows=len(rows),
             size=batch.size if rows else 0,
         )
-
         note: Callable[[], None] | None = None
 
         def complete(delivery: Delivery) -> None:

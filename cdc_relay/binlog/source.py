@@ -14,6 +14,7 @@ from cdc_relay.binlog.quick import QuickLoop
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionAssembler
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
+from cdc_relay.outbox.database import is_answer
 from cdc_relay.outbox.packets import PacketSplitter, Payload
 
 _OK = 0x00
@@ -160,9 +161,9 @@ class LibrarySource(BinlogSource):
         try:
             payloads = self._packets.packets()
         except pymysql.err.MySQLError as error:
-            code, text = (*error.args, 0, "")[:2]
-            if not isinstance(code, int) or not code or 2000 <= code < 3000:  # the client's own
+            if not is_answer(error):
                 raise DatabaseUnavailable(f"the binlog connection broke: {error}") from error
+            code, text = (*error.args, "")[:2]
             raise _error(code, str(text)) from error
         for data in payloads:
             self._take(Payload(data, 0, len(data)))

@@ -131,6 +131,12 @@ def error_code(error: BaseException) -> int | None:
     return None
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether the server has answered with this error, so that its connection goes on; else it is the client's own."""
+    code = error_code(error)
+    return code is not None and code > 0 and not 2000 <= code < 3000
+
+
 def is_contention(error: BaseException) -> bool:
     """A deadlock or a lock wait timeout: the same transaction may go well when it is tried again at once."""
     return error_code(error) in _CONTENDED

@@ -15,6 +15,7 @@ import pymysql
 from pymysql.constants import COMMAND, CR
 from sqlalchemy import Connection
 
+from cdc_relay.outbox.database import is_answer
 from cdc_relay.outbox.packets import PacketSplitter, Payload
 
 TextRow = list[bytes | None]
@@ -40,7 +41,8 @@ _LENGTH_BYTES = {0xFC: 2, 0xFD: 3, 0xFE: 8}
 def fetch(connection: Connection, sql: str, values: Mapping[str, Any] | None = None) -> list[TextRow]:
     """All rows of the SELECT ``sql``, whose ``%(name)s`` stand for ``values``.
 
-    Raises ``pymysql.err.Error``; the connection is of no use after that, and its transaction is rolled back.
+    Raises ``pymysql.err.Error``. Unless that is the server's answer the connection is given up, as it may be in the
+    middle of one.
     """
     driver: Any = connection.connection.driver_connection
     if not all(hasattr(driver, name) for name in _NAMES) or driver.client_flag & _OTHER_END:
@@ -52,7 +54,8 @@ def fetch(connection: Connection, sql: str, values: Mapping[str, Any] | None = N
     try:
         return list(_rows(driver, driver.cursor().mogrify(sql, values) if values else sql))
     except BaseException as error:
-        connection.invalidate(error)  # it may be in the middle of the answer
+        if not is_answer(error):
+            connection.invalidate(error)
         if isinstance(error, OSError):
             raise pymysql.err.OperationalError(CR.CR_SERVER_LOST, f"the connection broke: {error}") from error
         raise

@@ -8,6 +8,7 @@ from datetime import datetime
 import pymysql
 import pytest
 from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.errors import DatabaseContended, DatabaseError, DatabaseUnavailable
@@ -110,16 +111,16 @@ def test_it_is_part_of_the_transaction(engine: Engine, how: str) -> None:
         assert fetch(second, "SELECT id FROM numbers WHERE id = 1 FOR UPDATE NOWAIT") == [[b"1"]]
 
 
-def test_a_refusal(engine: Engine, how: str) -> None:
-    with pytest.raises(DatabaseError, match="no_such_table"):
-        ask(engine, "SELECT 1 FROM no_such_table")
-    assert ask(engine, "SELECT 1") == [[b"1"]]
-
-
-def test_an_error_behind_the_first_rows(engine: Engine, how: str) -> None:
-    with pytest.raises(DatabaseError, match="1242"):
-        ask(engine, FAILS_LATE)
-    assert ask(engine, "SELECT 1") == [[b"1"]]
+@pytest.mark.parametrize(("sql", "code"), [("SELECT 1 FROM no_such_table", 1146), (FAILS_LATE, 1242)])
+def test_the_server_refuses_at_once_or_behind_the_first_rows(engine: Engine, how: str, sql: str, code: int) -> None:
+    with pytest.raises(DatabaseError, match=str(code)):
+        ask(engine, sql)
+    with engine.connect() as connection:
+        same = fetch(connection, "SELECT CONNECTION_ID()")
+        with pytest.raises((SQLAlchemyError, pymysql.err.Error)):
+            fetch(connection, sql)
+        connection.rollback()
+        assert fetch(connection, "SELECT CONNECTION_ID()") == same, "the connection goes on"
 
 
 def test_a_lock_that_somebody_else_keeps(either_database_url: str, engine: Engine, how: str) -> None:
