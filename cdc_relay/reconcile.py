@@ -143,18 +143,13 @@ class PendingRows:
         with self._transaction() as connection:
             if self._until is None:
                 self._until = self._statements.last_id(connection)
-            page = self._statements.pending_page(connection, self._after, _PAGE_ROWS, self._until)
-            if not page:
+            end = self._statements.page_end(
+                connection, self._after, self._until, most_rows=_PAGE_ROWS, most_bytes=_PAGE_BYTES
+            )
+            if end is None:
                 self.exhausted = True
                 return []
-            ids: list[int] = []
-            size = 0
-            for row in page:
-                if ids and size + row.size > _PAGE_BYTES:
-                    break
-                ids.append(row.id)
-                size += row.size
-            rows = self._statements.read(connection, ids)
-        self._after = ids[-1]
+            rows = self._statements.pending(connection, self._after, end)
+        self._after = end
         batches = [rows[at : at + _BATCH_ROWS] for at in range(0, len(rows), _BATCH_ROWS)]
         return [TransactionBatch(batch, None, size=sum(row.size for row in batch)) for batch in batches]

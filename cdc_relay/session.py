@@ -57,6 +57,8 @@ _POLL_S = 0.05
 #: While rows keep coming their statuses are gathered for so long: a transaction for each would take the processor, and
 #: the server, from the rows themselves. After a pause the first is written at once.
 _GATHER_S = 0.02
+#: The same while the tailer is behind: to mark a row costs more than to send it, and what waits is sent first.
+_GATHER_BEHIND_S = 0.5
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class Session:
         self._drained = Event()
         self._failure: BaseException | None = None
         self._source = open_source(self._intake_stopped) if open_source else None
+        self._tailer: Tailer | None = None
         self._heard_at = time.monotonic()
         tail = parts.settings.tail
         self.watermark = AckWatermark(
@@ -190,7 +193,7 @@ class Session:
     def _tail(self) -> None:
         assert self._source is not None
         parts = self._parts
-        tailer = Tailer(
+        tailer = self._tailer = Tailer(
             self._source,
             lambda: PendingRows(parts.transaction, parts.statements),
             self._sender,
@@ -233,13 +236,18 @@ class Session:
         while not self._drained.is_set():
             if time.monotonic() - self._heard_at > _GATHER_S:
                 self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
-            elif not writer.has_full_batch:
+            elif not self._is_write_due(wrote_at):
                 self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
-            is_due = writer.has_full_batch or time.monotonic() - wrote_at >= _GATHER_S
-            if is_due and self._questions.uncontended(self._write_statuses):
+            if self._is_write_due(wrote_at) and self._questions.uncontended(self._write_statuses):
                 wrote_at = time.monotonic()
             self._publisher.raise_if_fatal()
             self._progress.save(force=False)
+
+    def _is_write_due(self, wrote_at: float) -> bool:
+        since_s = time.monotonic() - wrote_at
+        if self._tailer is not None and self._tailer.is_behind and not self.watermark.half_full:
+            return since_s >= _GATHER_BEHIND_S
+        return since_s >= _GATHER_S or self._parts.writer.has_full_batch
 
     def _write_statuses(self) -> int:
         # The consumer is not waited for at a stop, nor where the tailer might have to wait with it.

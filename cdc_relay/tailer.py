@@ -42,6 +42,10 @@ class TransactionSource(Protocol):
     def read(self) -> list[TransactionBatch]:
         """The next batches; may be empty. Waits for them, but no longer than a heartbeat takes."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether ``read`` would find something without waiting."""
+
 
 LookUp = Callable[[Sequence[int]], list[OutboxRow]]
 """Reads committed rows from the table by id, waiting for transactions that are about to commit."""
@@ -126,6 +130,8 @@ class Tailer:
         self._settled_until: BinlogPosition | None = head()
         self._reached = watermark.position
         self._caught_up_to: BinlogPosition | None = None
+        self.is_behind = False
+        """Whether there is more to send than was sent; then whatever can wait had better wait."""
 
     def run_once(self, now: datetime) -> int:
         """Read once and send; how many rows were sent. Nothing is read while too much is in flight.
@@ -149,6 +155,7 @@ class Tailer:
                 if not self.catch_up(now):
                     break
                 self._watermark.resolve(hold)
+        self.is_behind = self._source.has_more
         return sent
 
     def catch_up(self, now: datetime) -> bool:
@@ -166,7 +173,7 @@ class Tailer:
             if self._wait(pause_s):
                 return False
             pending = self._pending()
-            while not pending.exhausted:
+            while self._has_more(pending):
                 if self._wait(0):
                     return False
                 for batch in pending.read():
@@ -183,6 +190,10 @@ class Tailer:
         if self._untouched is not None:
             self._untouched.forget()
         return True
+
+    def _has_more(self, pending: PendingSource) -> bool:
+        self.is_behind = not pending.exhausted
+        return self.is_behind
 
     def _settled(self) -> bool:
         """Wait until nothing is in flight; false when stopped first."""

@@ -104,7 +104,7 @@ class World:
         """Put the record of each row into Kafka, in this order."""
         statements = OutboxStatements()
         with self.engine.connect() as connection:
-            rows = {row.id: row for row in statements.read(connection, list(set(ids)))}
+            rows = {row.id: row for row in statements.read_committed(connection, list(set(ids)))}
         for row_id in ids:
             made = encode(rows[row_id], self.zone)
             self.produce_bytes(made.value, made.key, made.headers)

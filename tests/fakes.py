@@ -167,6 +167,10 @@ class FakeSource:
     def __init__(self, *reads: list[TransactionBatch] | Exception) -> None:
         self.reads: deque[list[TransactionBatch] | Exception] = deque(reads)
 
+    @property
+    def has_more(self) -> bool:
+        return bool(self.reads)
+
     def read(self) -> list[TransactionBatch]:
         if not self.reads:
             return []
@@ -252,7 +256,7 @@ class FakeOutboxTable:
 
     # --- reading ---
 
-    def read(self, _: Any, ids: Sequence[int]) -> list[OutboxRow]:
+    def read_committed(self, _: Any, ids: Sequence[int]) -> list[OutboxRow]:
         return [self.rows[row_id].as_row for row_id in sorted(set(ids)) if row_id in self.rows]
 
     def due(self, _: Any, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:

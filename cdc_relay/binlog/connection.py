@@ -121,10 +121,15 @@ class DumpConnection:
             raise DatabaseUnavailable("the server closed the binlog connection")
         return received
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes have come already, which ``receive`` would give without waiting."""
+        return bool(self._readable.poll(0))
+
     def _gather(self, received: bytes) -> bytes:
         """TLS gives one record at a time, be it ever so small; those that are there cost less on their way together."""
         parts, size = [received], len(received)
-        while len(parts) < _TLS_RECORDS and size < _RECEIVE_BYTES and self._readable.poll(0):
+        while len(parts) < _TLS_RECORDS and size < _RECEIVE_BYTES and self.has_more:
             received = self._socket.recv(_RECEIVE_BYTES)
             if not received:
                 break  # closed; the next one finds it so
@@ -135,7 +140,7 @@ class DumpConnection:
     def packets(self) -> list[bytes]:
         """The next payloads, by PyMySQL: waits for the first, and takes more while there are. Raises MySQLError."""
         payloads = [self._packet()]
-        while len(payloads) < _PACKETS and self._readable.poll(0):
+        while len(payloads) < _PACKETS and self.has_more:
             payloads.append(self._packet())
         return payloads
 

@@ -32,6 +32,9 @@ class Reader(Protocol):
 
     def read(self) -> list[TransactionBatch]: ...
 
+    @property
+    def has_more(self) -> bool: ...
+
     def close(self) -> None: ...
 
 
@@ -77,6 +80,11 @@ class ReconnectingSource:
             if batch.end is not None:
                 self._resume_at = batch.end
         return batches
+
+    @property
+    def has_more(self) -> bool:
+        """See TransactionSource."""
+        return self._reader is not None and self._reader.has_more
 
     def file_created_at(self, file: str) -> int:
         """When a binlog file was begun, in seconds since 1970; 0 if it was not seen."""

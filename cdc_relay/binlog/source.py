@@ -34,6 +34,10 @@ class ByteStream(Protocol):
     def receive(self) -> bytes:
         """The next bytes; waits for them."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes have come already."""
+
     def close(self) -> None:
         """Give the connection up."""
 
@@ -43,6 +47,10 @@ class PacketStream(Protocol):
 
     def packets(self) -> list[bytes]:
         """The next payloads; waits for the first. Raises pymysql.err.MySQLError too."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether some have come already."""
 
     def close(self) -> None:
         """Give the connection up."""
@@ -90,6 +98,11 @@ class BinlogSource:
         except DAMAGED as error:
             raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
         return self._assembler.take()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more has come already, so that ``read`` would not wait."""
+        return self._stream.has_more
 
     def close(self) -> None:
         """Give the connection up; wakes a ``read`` of another thread."""
@@ -173,7 +186,12 @@ class _NoBytes:
     """What a LibrarySource has in place of a byte stream."""
 
     def __init__(self, stream: PacketStream) -> None:
+        self._packets = stream
         self.close = stream.close
+
+    @property
+    def has_more(self) -> bool:
+        return self._packets.has_more
 
     def receive(self) -> bytes:
         raise AssertionError("the library reader takes packets")

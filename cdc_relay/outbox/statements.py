@@ -43,11 +43,6 @@ class OutboxStatements(TableStatements):
         sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN ({listed(ids)}) ORDER BY id LOCK IN SHARE MODE"
         return [found_row(found) for found in fetch(connection, sql)]
 
-    def read(self, connection: Connection, ids: Sequence[int]) -> list[OutboxRow]:
-        """The rows with these ids as they are now, whatever their status, in id order. Changes nothing."""
-        sql = f"SELECT {ROW_COLUMNS} FROM {self.table} WHERE id IN ({listed(ids)}) ORDER BY id"
-        return [found_row(found) for found in fetch(connection, sql)]
-
     def untouched(self, connection: Connection, first: int, last: int) -> range | set[int]:
         """The ids from ``first`` to ``last`` of rows that are pending and were never tried. Changes nothing.
 
@@ -66,16 +61,33 @@ class OutboxStatements(TableStatements):
         """The highest id that is committed; 0 in an empty table. Changes nothing."""
         return int(connection.execute(text(f"SELECT COALESCE(MAX(id), 0) FROM {self.table}")).scalar_one())
 
-    def pending_page(
-        self, connection: Connection, after_id: int, limit: int, until_id: int = 2**63 - 1
-    ) -> list[PendingRow]:
-        """The next ``limit`` pending rows up to ``until_id`` in id order, by keyset. Changes nothing."""
-        sql = (
-            f"SELECT {PENDING_COLUMNS} FROM {self.table} FORCE INDEX (PRIMARY) "
-            "WHERE id > %(after_id)s AND id <= %(until_id)s AND status = 'pending' ORDER BY id LIMIT %(limit)s"
-        )
-        values = {"after_id": after_id, "until_id": until_id, "limit": limit}
-        return [pending_row(found) for found in fetch(connection, sql, values)]
+    def page_end(
+        self, connection: Connection, after_id: int, until_id: int, *, most_rows: int, most_bytes: int
+    ) -> int | None:
+        """The id up to which the next page of pending rows goes, in id order behind ``after_id``. Changes nothing.
+
+        A page has ``most_rows``, or fewer that have ``most_bytes`` of payload together, but one at least. None when
+        no row up to ``until_id`` is left. Only three numbers are sent, whatever the rows hold.
+        """
+        most = most_rows
+        while True:
+            sql = (
+                "SELECT COUNT(*), SUM(size), MAX(id) FROM (SELECT id, OCTET_LENGTH(payload) AS size "
+                f"FROM {self._pending(after_id, until_id)} ORDER BY id LIMIT {most}) AS page"
+            )
+            rows, size, end = connection.exec_driver_sql(sql).one()
+            if rows <= 1 or size <= most_bytes:
+                return end if end is None else int(end)
+            most = max(1, min(rows - 1, int(rows * most_bytes / size)))
+
+    def pending(self, connection: Connection, after_id: int, until_id: int) -> list[OutboxRow]:
+        """The pending rows behind ``after_id`` up to ``until_id``, in id order. Changes nothing."""
+        sql = f"SELECT {ROW_COLUMNS} FROM {self._pending(after_id, until_id)} ORDER BY id"
+        return [found_row(found) for found in fetch(connection, sql)]
+
+    def _pending(self, after_id: int, until_id: int) -> str:
+        stretch = f"id > {after_id:d} AND id <= {until_id:d}"
+        return f"{self.table} FORCE INDEX (PRIMARY) WHERE {stretch} AND status = 'pending'"
 
     def due(self, connection: Connection, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
         """The lowest ``limit`` due rows above ``after_id`` in id order. Changes nothing.

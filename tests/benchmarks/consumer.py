@@ -183,7 +183,7 @@ def _records(connection: Connection) -> Iterator[Record]:
     ids = [int(row_id) for row_id in connection.execute(text("SELECT id FROM agent_outbox_messages")).scalars()]
     encoder, statements = Encoder(UTC), OutboxStatements()
     for at in range(0, len(ids), _READ_AT_A_TIME):
-        yield from map(encoder.encode, statements.read(connection, ids[at : at + _READ_AT_A_TIME]))
+        yield from map(encoder.encode, statements.read_committed(connection, ids[at : at + _READ_AT_A_TIME]))
 
 
 def _produce(settings: Settings, topic: str, records: Sequence[Record]) -> None:

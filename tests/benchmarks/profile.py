@@ -180,6 +180,7 @@ class _Received:
     """A stream whose pieces are received elsewhere."""
 
     data = b""
+    has_more = False
 
     def receive(self) -> bytes:
         return self.data

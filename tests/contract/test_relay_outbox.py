@@ -59,7 +59,7 @@ class Statements(OutboxStatements, OperatorStatements):
 Step = Callable[[Any, Any], Any]
 
 STEPS: dict[str, Step] = {
-    "read": lambda outbox, at: outbox.read(at, ASKED),
+    "read_committed": lambda outbox, at: outbox.read_committed(at, ASKED),
     "due": lambda outbox, at: outbox.due(at, NOW, 1_000),
     "due, a few": lambda outbox, at: outbox.due(at, NOW, 7),
     "due, from the middle on": lambda outbox, at: outbox.due(at, NOW, 7, IDS[30]),

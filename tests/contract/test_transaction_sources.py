@@ -42,7 +42,7 @@ class Case:
 
     def stored(self) -> list[OutboxRow]:
         with self.outbox.engine.connect() as connection:
-            return OutboxStatements().read(connection, sorted(self.outbox.rows()))
+            return OutboxStatements().read_committed(connection, sorted(self.outbox.rows()))
 
 
 @pytest.fixture(params=["binlog", "table", "fake"])
@@ -67,7 +67,7 @@ def case(request: pytest.FixtureRequest, either_database_url: str, topic: str) -
 
     def fake() -> AbstractContextManager[TransactionSource]:
         with outbox.engine.connect() as connection:
-            rows = OutboxStatements().read(connection, sorted(outbox.rows()))
+            rows = OutboxStatements().read_committed(connection, sorted(outbox.rows()))
         reads = [[TransactionBatch([row], None)] for row in rows]
         return closing(_WithClose(FakeSource(*reads)))
 

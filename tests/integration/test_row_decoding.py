@@ -149,7 +149,7 @@ def read(stage: Stage, position: Any, expected: int, *, certain: bool = False) -
                 if batch.doubtful and rows:
                     assert not certain, "a complete image of columns that we read is doubtful"
                     with stage.engine.connect() as connection:
-                        rows = OutboxStatements().read(connection, [row.id for row in rows])
+                        rows = OutboxStatements().read_committed(connection, [row.id for row in rows])
                 found += rows
             assert not unsupported
     return found
@@ -201,7 +201,7 @@ def test_the_binlog_gives_what_select_gives(
     found = read(stage, position, len(values), certain=image == "FULL")
 
     with stage.engine.connect() as connection:
-        wanted = OutboxStatements().read(connection, [row.id for row in found])
+        wanted = OutboxStatements().read_committed(connection, [row.id for row in found])
     assert [as_read(row) for row in found] == [as_read(row) for row in wanted]
     assert len(found) == len(values)
 
@@ -259,7 +259,7 @@ def test_peculiar_columns_do_not_shift_ours(stage: Stage, either_server: MysqlSe
             )
         found = read(stage, position, 2, certain=True)
         with stage.engine.connect() as connection:
-            wanted = OutboxStatements().read(connection, [row.id for row in found])
+            wanted = OutboxStatements().read_committed(connection, [row.id for row in found])
         assert [as_read(row) for row in found] == [as_read(row) for row in wanted], name
 
 
@@ -307,7 +307,7 @@ def test_keys_of_other_types_are_as_the_table_has_them(stage: Stage, kind: str) 
         )
     found = read(stage, position, 2)
     with stage.engine.connect() as connection:
-        wanted = OutboxStatements().read(connection, [row.id for row in found])
+        wanted = OutboxStatements().read_committed(connection, [row.id for row in found])
     assert [as_read(row) for row in found] == [as_read(row) for row in wanted]
     assert found[0].message_key.startswith(b"k")
 

@@ -470,8 +470,8 @@ def test_a_row_is_read_as_the_application_wrote_it(outbox: Outbox) -> None:
     expected = OutboxRow(
         *(row_id, "chat", "chat-history", key.encode(), payload.encode(), "pending", 2, 5, LATER, BEFORE), held=True
     )
-    for read in (outbox.statements.read, outbox.statements.read_committed):
-        (row,) = outbox.do(lambda c, read=read: read(c, [row_id]))
+    committed = outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))
+    for row in committed + outbox.do(lambda c: outbox.statements.pending(c, 0, row_id)):
         assert row == expected
         assert type(row.payload) is bytes
         assert type(row.held) is bool
@@ -486,7 +486,7 @@ def test_a_null_reads_as_its_default(engine: Engine) -> None:
         **dict.fromkeys(("biz_type", "topic", "message_key", "payload", "retry_count", "max_retry", "next_retry_at")),
         created_at=None,
     )
-    (row,) = outbox.do(lambda c: outbox.statements.read(c, [row_id]))
+    (row,) = outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))
     assert row == OutboxRow(row_id, "", "", b"", b"", "pending", 0, 20, None, None)
 
 
@@ -502,31 +502,53 @@ def test_a_null_reads_as_its_default(engine: Engine) -> None:
 )
 def test_a_row_that_was_tried_before_is_held(outbox: Outbox, values: dict[str, Any], held: bool) -> None:
     row_id = outbox.insert(**values)
-    assert outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].held == held
-    assert outbox.do(lambda c: outbox.statements.read(c, [row_id]))[0].is_fresh == (not held)
-    assert [row.held for row in outbox.do(lambda c: outbox.statements.pending_page(c, 0, 10))] == [held]
+    assert outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))[0].held == held
+    assert outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))[0].is_fresh == (not held)
+    assert [row.held for row in outbox.do(lambda c: outbox.statements.pending(c, 0, row_id))] == [held]
     assert [row.id for row in outbox.do(outbox.statements.held_rows)] == ([row_id] if held else [])
 
 
 def test_rows_are_read_in_id_order_whatever_the_order_asked_for(outbox: Outbox) -> None:
     ids = [outbox.insert() for _ in range(5)]
     asked = [ids[3], ids[0], ids[4], ids[1], ids[2]]
-    for read in (outbox.statements.read, outbox.statements.read_committed):
-        assert [row.id for row in outbox.do(lambda c, read=read: read(c, asked))] == ids
+    assert [row.id for row in outbox.do(lambda c: outbox.statements.read_committed(c, asked))] == ids
     assert list(outbox.do(lambda c: outbox.statements.lock_rows(c, asked))) == ids
 
 
-def test_pending_rows_come_page_by_page_with_their_sizes(outbox: Outbox) -> None:
+@pytest.mark.parametrize(
+    ("most_rows", "most_bytes", "expected"),
+    [
+        (2, 10**9, [2, 2, 2, 1]),
+        (100, 10**9, [7]),
+        (100, 10, [1, 1, 1, 1, 1, 1, 1]),
+        (100, 60, [1, 1, 1, 1, 3]),
+        (1, 1, [1] * 7),
+    ],
+)
+def test_pages_of_pending_rows_are_bounded_and_leave_nothing_out(
+    outbox: Outbox, most_rows: int, most_bytes: int, expected: list[int]
+) -> None:
     ids = []
-    for n in range(5):
-        ids.append(outbox.insert(payload='"' + "汉" * n + '"'))
+    for size in (4, 5, 6, 1_000, 6, 5, 4):
+        ids.append(outbox.insert(payload='"' + "汉" * size + '"'))
         outbox.insert_as(PUBLISHED)
+    outbox.insert()  # too late for this run
+
+    def page(after: int) -> tuple[int | None, list[int]]:
+        def read(connection: Connection) -> tuple[int | None, list[int]]:
+            bounds = {"most_rows": most_rows, "most_bytes": most_bytes}
+            end = outbox.statements.page_end(connection, after, ids[-1], **bounds)
+            rows = [] if end is None else outbox.statements.pending(connection, after, end)
+            return end, [row.id for row in rows]
+
+        return outbox.do(read)
+
     pages, after = [], 0
-    while page := outbox.do(lambda c: outbox.statements.pending_page(c, after, 2)):  # noqa: B023  # called at once
-        pages.append([(row.id, row.size) for row in page])
-        after = page[-1].id
-    expected = [(row_id, 2 + 3 * n) for n, row_id in enumerate(ids)]
-    assert pages == [expected[:2], expected[2:4], expected[4:]]
+    while (found := page(after))[0] is not None:
+        after, page_ids = found
+        pages.append(page_ids)
+    assert [len(each) for each in pages] == expected
+    assert [row_id for each in pages for row_id in each] == ids
 
 
 def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:
@@ -653,7 +675,7 @@ def test_a_row_that_another_transaction_is_writing_is_waited_for(ours: Outbox, r
 
     with transaction(ours.engine) as writing:
         row_id = enqueue(writing, biz_type="chat", topic="t", message_key="k", payload={}, table="ours")
-        assert ours.do(lambda c: ours.statements.read(c, [row_id])) == [], "a plain read sees nothing yet"
+        assert ours.do(lambda c: ours.statements.pending(c, 0, row_id)) == [], "a plain read sees nothing yet"
         reader = threading.Thread(target=other)
         reader.start()
         assert started.wait(5)
@@ -680,7 +702,7 @@ def test_an_enqueued_row_is_committed_with_the_callers_own_data(outbox: Outbox) 
     with outbox.engine.begin() as connection:
         by_connection = enqueue(connection, **arguments, now=now, delay=timedelta(minutes=1), max_retry=3)
     assert by_connection > by_session > 0
-    rows = outbox.do(lambda c: outbox.statements.read(c, [by_session, by_connection]))
+    rows = outbox.do(lambda c: outbox.statements.read_committed(c, [by_session, by_connection]))
     payload = '{"message":"汉字 😀 \'quotes\' \\\\ \\n"}'.encode()
     assert rows == [
         OutboxRow(by_session, "chat", "chat-history", b"k", payload, "pending", 0, 20, NOW, NOW),
@@ -729,7 +751,7 @@ def test_a_missing_table_or_column_is_named_with_what_to_do(ours: Outbox) -> Non
     with ours.engine.begin() as connection:
         connection.execute(text("CREATE TABLE IF NOT EXISTS bare (id BIGINT PRIMARY KEY, status VARCHAR(32))"))
     with pytest.raises(DatabaseError, match=r"1054: .*biz_type.*init-db --print"):
-        ours.do(lambda c: OutboxStatements("bare").read(c, [1]))
+        ours.do(lambda c: OutboxStatements("bare").read_committed(c, [1]))
 
 
 def test_a_table_of_another_database_is_reached_by_its_full_name(ours: Outbox) -> None:

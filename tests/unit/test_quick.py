@@ -38,6 +38,7 @@ class Pieces:
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = iter(pieces)
+        self.has_more = True
 
     def receive(self) -> bytes:
         return next(self._pieces)

@@ -38,6 +38,10 @@ class FakeReader:
             raise step
         return step
 
+    @property
+    def has_more(self) -> bool:
+        return bool(self.steps)
+
     def close(self) -> None:
         self.closed += 1
 

@@ -23,6 +23,7 @@ class Bytes:
 
     def __init__(self, received: Iterable[bytes]) -> None:
         self._received = iter(received)
+        self.has_more = True
         self.closed = False
 
     def receive(self) -> bytes:
