@@ -245,7 +245,8 @@ class Session:
 
     def _is_write_due(self, wrote_at: float) -> bool:
         since_s = time.monotonic() - wrote_at
-        if self._tailer is not None and self._tailer.is_behind and not self.watermark.half_full:
+        can_wait = not self.watermark.half_full and not self._intake_stopped.is_set()
+        if can_wait and self._tailer is not None and self._tailer.is_behind:
             return since_s >= _GATHER_BEHIND_S
         return since_s >= _GATHER_S or self._parts.writer.has_full_batch
 

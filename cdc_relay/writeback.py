@@ -123,7 +123,8 @@ class StatusWriter:
                         self._write_failure(connection, delivery, row_id, reason, now, dead, held)
                 self._write_parked(connection, batch, wall)
         self._unwritten = []
-        self._waiting_rows = 0
+        if self._complete.empty():
+            self._waiting_rows = 0
         for delivery in batch:
             self._parking.written(_rows(delivery))
         # Committed. Keys are held before their rows leave the watermark, and released after they are safe.

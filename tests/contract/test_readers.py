@@ -17,7 +17,7 @@ from cdc_relay.binlog.source import BinlogSource, LibrarySource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.config import load
 from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
-from tests.harness import Outbox
+from tests.harness import Outbox, eventually
 
 READERS = {"wire": BinlogSource, "library": LibrarySource}
 
@@ -129,6 +129,20 @@ def test_a_position_that_is_not_there_is_a_stale_source(outbox: Outbox, reader: 
             source.read()
     assert caught.value.reason == "purged"
     if source is not None:
+        source.close()
+
+
+def test_whether_more_has_come_is_known_before_it_is_read(outbox: Outbox, reader: str) -> None:
+    source = open_reader(outbox, position(outbox), reader, [])
+    try:
+        row_id = outbox.add("k", 1)
+        eventually(lambda: source.has_more, "the server sending something")
+        found: list[int] = []
+        while row_id not in found:
+            found += [row.id for batch in source.read() for row in batch.rows]
+        while source.has_more:  # a heartbeat
+            source.read()
+    finally:
         source.close()
 
 

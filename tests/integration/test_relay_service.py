@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
@@ -13,6 +15,9 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url, text
 
+from cdc_relay import session
+from cdc_relay.bench.settings import altered
+from cdc_relay.binlog.reconnect import ReconnectingSource
 from cdc_relay.checkpoint import FileCheckpointStore
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
@@ -107,6 +112,35 @@ def test_the_position_moves_with_foreign_traffic_alone(outbox: Outbox, settings:
         before = position_of(settings)
         outbox.run("INSERT INTO noise VALUES (1)")
         eventually(lambda: position_of(settings) != before, "the checkpoint moving on")
+
+
+@pytest.fixture
+def always_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is always more to read, though nothing of it is the outbox's."""
+    monkeypatch.setattr(ReconnectingSource, "has_more", True)
+
+
+@pytest.mark.usefixtures("always_behind")
+def test_rows_are_marked_though_there_is_always_more_to_read(outbox: Outbox, settings: Settings) -> None:
+    with running_relay(settings, sweep=False):
+        outbox.wait_published([outbox.add("k", n) for n in range(5)])
+        outbox.wait_published([outbox.add("k", n) for n in range(5)])
+
+
+@pytest.mark.usefixtures("always_behind")
+def test_while_there_is_more_to_read_rows_are_marked_when_they_are_many_and_at_the_stop(
+    outbox: Outbox, settings: Settings, kafka_broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_GATHER_BEHIND_S", math.inf)
+    few_at_a_time = altered(settings, {"tail.max_in_flight_rows": 10})
+    with running_relay(few_at_a_time, sweep=False):
+        rows = [outbox.add("k", n) for n in range(4)]
+        assert ids_in(kafka_broker, outbox.topic, 4) == rows
+        time.sleep(0.3)
+        assert set(outbox.statuses().values()) == {"pending"}, "they are marked before the rest is sent"
+        rows += [outbox.add("k", n) for n in range(4)]
+        outbox.wait_published(rows[:5])
+    outbox.wait_published(rows)
 
 
 def test_a_relay_that_falls_back_to_the_library_reader_says_so_everywhere(

@@ -191,6 +191,15 @@ def test_a_record_is_as_the_envelope_says() -> None:
     assert ("created_at", b"2026-01-02T03:04:05.678901+00:00") in record.headers
 
 
+def test_it_is_behind_as_long_as_there_is_more_to_read() -> None:
+    rig = Rig([batch(1, end=100)], [batch(2, end=200)])
+    assert not rig.tailer.is_behind
+    rig.tailer.run_once(NOW)
+    assert rig.tailer.is_behind
+    rig.tailer.run_once(NOW)
+    assert not rig.tailer.is_behind
+
+
 def test_transactions_with_nothing_for_us_move_the_position_at_once() -> None:
     rig = Rig([batch(end=100)])
     rig.tailer.run_once(NOW)
@@ -666,6 +675,19 @@ def test_catching_up_waits_while_too_much_is_in_flight(writes_every: int) -> Non
     assert rig.tailer.catch_up(NOW)
     assert rig.sent == list(range(1, 50))
     assert most <= 4 + 3  # one page is always let in
+
+
+def test_it_is_behind_while_the_table_has_more_and_no_longer_when_it_waits_for_the_rest_to_be_written() -> None:
+    rig = Rig(head=100)
+    rig.table.add(*(outbox_row(n) for n in range(1, 10)))
+    seen: list[tuple[bool, int]] = []
+    wait = rig.tailer._wait
+    rig.tailer._wait = lambda seconds: seen.append((rig.tailer.is_behind, len(rig.sent))) or wait(seconds)  # type: ignore[func-returns-value]
+    rig.writes_every = 10
+    assert rig.tailer.catch_up(NOW)
+    assert {sent for is_behind, sent in seen if is_behind} >= {3, 6}
+    assert (False, 9) in seen
+    assert not rig.tailer.is_behind
 
 
 @pytest.mark.parametrize("waits", range(6))

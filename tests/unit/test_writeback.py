@@ -113,6 +113,18 @@ def test_acknowledged_rows_are_published_in_one_transaction_and_then_settled() -
     assert rig.count("rows_published_total", path="tail") == 3
 
 
+def test_as_long_as_more_is_complete_than_one_transaction_takes_the_batch_is_full() -> None:
+    many = range(1, 6)
+    rig = Rig(*(row(n) for n in many), batch_rows=1)
+    for row_id in many:
+        rig.complete(row_id)
+    assert rig.writer.has_full_batch
+    assert rig.writer.run_once(NOW) == 4
+    assert rig.writer.has_full_batch
+    assert rig.writer.run_once(NOW) == 1
+    assert not rig.writer.has_full_batch
+
+
 def test_nothing_is_settled_before_it_is_committed() -> None:
     rig = Rig(row(1), row(2, "b"))
     seen: list[tuple[int, list[int]]] = []
