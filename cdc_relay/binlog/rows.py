@@ -129,7 +129,8 @@ _FALLBACKS = {
 
 def described_matches(table: TableMap, described: list[DescribedColumn]) -> bool:
     """Whether INFORMATION_SCHEMA, asked now, can be describing the table as it was at this TABLE_MAP."""
-    if len(described) != len(table.columns):
+    names = tuple(column.name for column in described)
+    if len(described) != len(table.columns) or names != (table.names or names):
         return False
     return all(
         column.name not in _FALLBACKS or mapped.type in _MATCHING.get(column.data_type, {mapped.type})

@@ -80,9 +80,19 @@ _METADATA_SIZE = {
     _T.GEOMETRY: 1,
 }
 
-_CHARACTER_TYPES = frozenset({_T.VARCHAR, _T.VAR_STRING, _T.STRING, _T.BLOB, _T.MARIADB_BLOB_COMPRESSED}) | {
-    _T.MARIADB_VARCHAR_COMPRESSED
-}
+#: Types of the columns that the map gives a character set for.
+_CHARACTER_TYPES = frozenset(
+    {
+        _T.VARCHAR,
+        _T.VAR_STRING,
+        _T.STRING,
+        _T.BLOB,
+        _T.MARIADB_BLOB_COMPRESSED,
+        _T.MARIADB_VARCHAR_COMPRESSED,
+    }
+)
+#: Types for which some servers give one and others do not: MariaDB does for GEOMETRY, MySQL 9.7 for VECTOR.
+_DOUBTFUL_TYPES = frozenset({_T.GEOMETRY, _T.VECTOR})
 
 _DEFAULT_CHARSET = 2
 _COLUMN_CHARSET = 3
@@ -98,7 +108,7 @@ class MappedColumn:
     metadata: int
     """As the type defines it, e.g. the fraction digits of DATETIME2; the first byte is the low one."""
     charset: str | None = None
-    """MySQL's name of the character set, when the map says it."""
+    """MySQL's name of the character set, when the map says it beyond doubt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,8 @@ def _real_type(column: MappedColumn) -> MappedColumn:
 
 
 def _charsets(columns: list[MappedColumn], values: list[int], *, default: bool) -> list[str | None]:
+    if any(column.type in _DOUBTFUL_TYPES for column in columns):
+        return [None] * len(columns)  # whose the values are is not certain
     characters = [index for index, column in enumerate(columns) if column.type in _CHARACTER_TYPES]
     charsets: list[str | None] = [None] * len(columns)
     if default:  # the default, then pairs of (index among the character columns, collation)

@@ -189,7 +189,8 @@ class OutboxTables:
         charsets = tuple(column.charset for column in table.columns)
         if table.names is not None and any(charsets):
             return Shape(table, table.names, charsets)
-        # binlog_row_metadata=MINIMAL: names, and on some servers character sets, must come from the server.
+        # binlog_row_metadata=MINIMAL: names, and on some servers character sets, must come from the server. With FULL
+        # the latter too where the map leaves them in doubt.
         described = self._describe()
         if not described_matches(table, described):
             return None
