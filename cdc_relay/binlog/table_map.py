@@ -184,17 +184,18 @@ def _real_type(column: MappedColumn) -> MappedColumn:
 
 
 def _charsets(columns: list[MappedColumn], values: list[int], *, default: bool) -> list[str | None]:
-    if any(column.type in _DOUBTFUL_TYPES for column in columns):
-        return [None] * len(columns)  # whose the values are is not certain
     characters = [index for index, column in enumerate(columns) if column.type in _CHARACTER_TYPES]
     charsets: list[str | None] = [None] * len(columns)
     if default:  # the default, then pairs of (index among the character columns, collation)
         exceptions = dict(zip(values[1::2], values[2::2], strict=True))
-        collations = [exceptions.get(ordinal, values[0]) for ordinal in range(len(characters))]
+        count = max([len(characters), *(ordinal + 1 for ordinal in exceptions)])
+        collations = [exceptions.get(ordinal, values[0]) for ordinal in range(count)]
     else:
         collations = values
-    for index, collation in zip(characters, collations, strict=False):
-        charsets[index] = _charset_name(collation)
+    is_certain = not any(column.type in _DOUBTFUL_TYPES for column in columns)
+    if is_certain and len(collations) == len(characters):  # or it is not certain whose they are
+        for index, collation in zip(characters, collations, strict=True):
+            charsets[index] = _charset_name(collation)
     return charsets
 
 

@@ -110,6 +110,13 @@ def test_beside_a_column_that_not_every_server_counts_no_character_set_is_certai
     assert [column.charset for column in table.columns] == [None, None, None]
 
 
+@pytest.mark.parametrize("how", ["each", "default"])
+def test_where_the_server_counts_more_character_columns_than_we_do_no_character_set_is_certain(how: str) -> None:
+    counted = replace(opaque("new", T.LONG), collation=63)
+    table = parse_table_map(table_map_body([varchar("a", 10, 28), varchar("b", 10, 255), counted], charsets=how))
+    assert [column.charset for column in table.columns] == [None, None, None]
+
+
 def test_without_character_sets_none_is_known() -> None:
     table = parse_table_map(table_map_body(OUTBOX, charsets="none"))
     assert {column.charset for column in table.columns} == {None}
