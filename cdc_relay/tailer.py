@@ -173,7 +173,8 @@ class Tailer:
             if self._wait(pause_s):
                 return False
             pending = self._pending()
-            while self._has_more(pending):
+            while not pending.exhausted:
+                self.is_behind = True
                 if self._wait(0):
                     return False
                 for batch in pending.read():
@@ -181,6 +182,7 @@ class Tailer:
                         if self._take_answers():
                             return False
                     self._deliver(batch, now, "reconcile")
+            self.is_behind = False
             if not self._settled():
                 return False
         if self._sent_before is not None:
@@ -190,10 +192,6 @@ class Tailer:
         if self._untouched is not None:
             self._untouched.forget()
         return True
-
-    def _has_more(self, pending: PendingSource) -> bool:
-        self.is_behind = not pending.exhausted
-        return self.is_behind
 
     def _settled(self) -> bool:
         """Wait until nothing is in flight; false when stopped first."""
