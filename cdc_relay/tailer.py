@@ -182,7 +182,6 @@ class Tailer:
                         if self._take_answers():
                             return False
                     self._deliver(batch, now, "reconcile")
-            self.is_behind = False
             if not self._settled():
                 return False
         if self._sent_before is not None:
@@ -195,6 +194,7 @@ class Tailer:
 
     def _settled(self) -> bool:
         """Wait until nothing is in flight; false when stopped first."""
+        self.is_behind = False  # nothing is sent meanwhile
         while self._watermark.in_flight_rows:
             if self._take_answers():
                 return False

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,8 @@ from cdc_relay.tailer import _LOOKS_S, Tailer
 from cdc_relay.watermark import AckWatermark
 from tests.binlog_bytes import outbox_row
 from tests.fakes import FakePublisher, FakeSource, Refusal
+
+T = TypeVar("T")
 
 NOW = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)
 WALL = NOW.replace(tzinfo=None)
@@ -162,6 +165,19 @@ class Rig:
 def batch(*rows: OutboxRow | int, end: int | None = 100, **options: object) -> TransactionBatch:
     made = [row if isinstance(row, OutboxRow) else outbox_row(row) for row in rows]
     return TransactionBatch(made, None if end is None else at(end), size=len(made), **options)  # type: ignore[arg-type]
+
+
+def looks(rig: Rig, look: Callable[[], T]) -> list[T]:
+    """What ``look`` gives each time that the tailer waits."""
+    seen: list[T] = []
+    wait = rig.tailer._wait
+
+    def waiting(seconds: float) -> bool:
+        seen.append(look())
+        return wait(seconds)
+
+    rig.tailer._wait = waiting
+    return seen
 
 
 # --- the ordinary way -------------------------------------------------------------------------------------------------
@@ -680,14 +696,22 @@ def test_catching_up_waits_while_too_much_is_in_flight(writes_every: int) -> Non
 def test_it_is_behind_while_the_table_has_more_and_no_longer_when_it_waits_for_the_rest_to_be_written() -> None:
     rig = Rig(head=100)
     rig.table.add(*(outbox_row(n) for n in range(1, 10)))
-    seen: list[tuple[bool, int]] = []
-    wait = rig.tailer._wait
-    rig.tailer._wait = lambda seconds: seen.append((rig.tailer.is_behind, len(rig.sent))) or wait(seconds)  # type: ignore[func-returns-value]
+    seen = looks(rig, lambda: (rig.tailer.is_behind, len(rig.sent)))
     rig.writes_every = 10
     assert rig.tailer.catch_up(NOW)
     assert {sent for is_behind, sent in seen if is_behind} >= {3, 6}
     assert (False, 9) in seen
     assert not rig.tailer.is_behind
+
+
+def test_what_must_be_written_before_it_goes_on_does_not_wait_for_what_comes_after() -> None:
+    rig = Rig([batch(1, end=100)], [batch(end=200, unreadable=True)], [batch(3, end=300)], head=50)
+    rig.table.add(outbox_row(1), outbox_row(2))
+    seen = looks(rig, lambda: (rig.tailer.is_behind, rig.watermark.in_flight_rows))
+    rig.writes_every = 5
+    rig.run()
+    assert seen[: seen.index((False, 0))] == [(False, 1)] * 5
+    assert rig.sent == [1, 2, 3]
 
 
 @pytest.mark.parametrize("waits", range(6))
