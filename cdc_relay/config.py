@@ -1,39 +1,31 @@
-"""One frozen ``Settings`` for both programs: TOML file < environment < command-line flags.
+"""One frozen ``Settings`` for both programs: what each setting is for, what it takes, and what goes with what.
 
-Environment names are ``CDC_`` + section + ``__`` + setting, e.g. ``CDC_KAFKA__BOOTSTRAP_SERVERS``; sections may also
-be given whole as JSON. ``load`` reads all three, validates at once and, where a value is wrong, names the setting, the
-value it must have and the source it came from. Secrets never leave through ``repr``, error texts or ``masked``.
+Where they come from: ``config_layers.py``. Secrets never leave through ``repr``, error texts or ``masked``.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_origin
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from cdc_relay.errors import ConfigurationError
-from cdc_relay.masking import mask, mask_text
+from cdc_relay.masking import mask
 from cdc_relay.outbox.parking import Ordering
 
 #: Where the relay listens for its operators when ``admin.port`` is unset.
 RELAY_ADMIN_PORT = 9464
 
-ENV_PREFIX = "CDC_"
-CONFIG_VARIABLE = "CDC_CONFIG"
-
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 365)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -42,7 +34,7 @@ class _Section(BaseModel):
             yield name, mask(value)
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """The MySQL that holds the outbox."""
 
     url: str = Field("", description="mysql://user:password@host:3306/database; TLS by ?ssl_ca=…")
@@ -88,7 +80,7 @@ class DatabaseSettings(_Section):
         return make_url(self.url).set(drivername="mysql+pymysql")
 
 
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """The Kafka cluster, and any librdkafka property."""
 
     bootstrap_servers: str = Field("", description="host:port, several joined by commas")
@@ -125,14 +117,14 @@ def _dotted(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             raise ValueError(f"{prefix}{name} must be text, a number, true or false")
 
 
-class CheckpointSettings(_Section):
+class CheckpointSettings(Section):
     """Where the tailer's position is kept."""
 
     path: Path = Field(Path("checkpoints/relay.json"), description="the file; its folder is made when missing")
     interval_s: Seconds = Field(1.0, description="saved so often, and at a stop")
 
 
-class TailSettings(_Section):
+class TailSettings(Section):
     """Following the binlog."""
 
     reader: Literal["auto", "wire", "library"] = Field(
@@ -164,7 +156,7 @@ class TailSettings(_Section):
         return self
 
 
-class SweepSettings(_Section):
+class SweepSettings(Section):
     """The fallback over the table."""
 
     interval_s: Seconds = Field(1.0, description="pause between two looks at the table")
@@ -178,7 +170,7 @@ class SweepSettings(_Section):
     )
 
 
-class RetrySettings(_Section):
+class RetrySettings(Section):
     """Backoff of failed rows: base, doubled at every failure, up to the cap."""
 
     base_s: Seconds = Field(1.0, description="wait after the first failure; doubled at each further one")
@@ -191,7 +183,7 @@ class RetrySettings(_Section):
         return self
 
 
-class OrderingSettings(_Section):
+class OrderingSettings(Section):
     """Order per message_key; both programs must be told the same."""
 
     mode: Literal["key", "none"] = Field(
@@ -215,7 +207,7 @@ class OrderingSettings(_Section):
         return Ordering.BLOCK_ON_DEAD if self.on_dead == "block" else Ordering.SKIP_DEAD
 
 
-class WritebackSettings(_Section):
+class WritebackSettings(Section):
     """Writing `published` back to the table."""
 
     mode: Literal["status", "lazy", "none"] = Field(
@@ -234,7 +226,7 @@ class WritebackSettings(_Section):
     )
 
 
-class ConsumerSettings(_Section):
+class ConsumerSettings(Section):
     """The consumer program."""
 
     topics: list[str] = Field(
@@ -259,7 +251,7 @@ class ConsumerSettings(_Section):
     create_topics: bool = Field(True, description="create missing topics and their dead-letter topics at start")
 
 
-class AdminSettings(_Section):
+class AdminSettings(Section):
     """/metrics, /healthz, /readyz."""
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
@@ -267,14 +259,14 @@ class AdminSettings(_Section):
     enabled: bool = Field(True, description="whether to listen at all")
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """Structured logs on stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is told")
     format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything that both programs can be told."""
 
     name: str = Field("relay", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="one active relay per name and server")
@@ -302,141 +294,3 @@ class Settings(_Section):
         """The settings as plain values with every secret replaced by ``***``: for logs and ``--print``."""
         plain: dict[str, Any] = mask(self.model_dump(mode="json"))
         return plain
-
-
-class _Layer(NamedTuple):
-    """What one source says."""
-
-    source: str
-    values: Mapping[str, Any]
-
-
-def load(flags: Mapping[str, Any] | None = None, *, config: Path | None = None, environ: Mapping[str, str]) -> Settings:
-    """Settings from a TOML file (``config``, else ``CDC_CONFIG``), ``environ`` and ``flags``, the last one winning.
-
-    Flags are "section.setting": value; those that are None were not given.
-    Raises ConfigurationError that names each wrong setting, the value it must have, and its source.
-    """
-    path = config or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
-    layers = [
-        *([_Layer(f"file {path}", _from_toml(path))] if path else []),
-        *_from_environment(environ),
-        *(_Layer(f"flag for {name}", _nested(name, value)) for name, value in given.items()),
-    ]
-    merged: dict[str, Any] = {"database": {}, "kafka": {}}
-    for layer in layers:
-        merged = _merge(merged, layer.values)
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as invalid:
-        lines = [_explain(problem, layers, environ) for problem in invalid.errors()]
-        raise ConfigurationError("; ".join(lines)) from None  # the cause would quote secrets
-
-
-def _from_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"the configuration file {path} does not exist") from None
-    except OSError as error:
-        raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not UTF-8, or tomllib.TOMLDecodeError
-        raise ConfigurationError(f"the configuration file {path} is not TOML: {error}") from error
-
-
-def _from_environment(environ: Mapping[str, str]) -> list[_Layer]:
-    """One layer a variable, so that whatever is wrong with it can name it; a section before the settings in it."""
-    layers = []
-    for name in sorted(environ):
-        section, nested, _ = name.upper().removeprefix(ENV_PREFIX).partition("__")
-        if not name.upper().startswith(ENV_PREFIX) or not environ[name]:
-            continue
-        if section.lower() in Settings.model_fields:
-            layers.append(_Layer(name, _from_variable(name, environ[name])))
-        elif nested:  # other programs may have CDC_… variables too, but hardly with two underscores
-            raise ConfigurationError(
-                f"{name} is set, but there is no section {section.lower()}",
-                hint=f"The sections are {', '.join(n for n in Settings.model_fields if n != 'name')}",
-            )
-    return layers
-
-
-def _from_variable(name: str, value: str) -> dict[str, Any]:
-    path = name.lower().removeprefix(ENV_PREFIX.lower()).split("__")
-    if not _is_json(path):
-        return _nested(".".join(path), value)
-    hint = 'A list is written ["a", "b"], several settings {"name": "value"}'
-    try:
-        given = json.loads(value)
-    except ValueError as error:
-        # Without the cause: it holds the value, which may be a secret.
-        raise ConfigurationError(f"{name} must hold JSON: {error}", hint=hint) from None
-    if len(path) == 1 and not isinstance(given, Mapping):
-        raise ConfigurationError(f"{name} must hold a JSON object with the settings of the section", hint=hint)
-    return _nested(".".join(path), given)
-
-
-def _is_json(path: list[str]) -> bool:
-    """Whether a variable holds JSON: that of a whole section does, and that of a list or of properties."""
-    section = Settings.model_fields[path[0]].annotation
-    if not (isinstance(section, type) and issubclass(section, _Section)):
-        return False
-    setting = section.model_fields.get(path[1]) if len(path) == 2 else None
-    return len(path) == 1 or (setting is not None and get_origin(setting.annotation) in (list, dict))
-
-
-def _nested(dotted: str, value: Any) -> dict[str, Any]:
-    for name in reversed(dotted.split(".")):
-        value = {name: value}
-    return dict(value)
-
-
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
-            merged[name] = _merge(merged[name], value)
-        else:
-            merged[name] = value
-    return merged
-
-
-def _explain(problem: Any, layers: list[_Layer], environ: Mapping[str, str]) -> str:
-    found = next((given for layer in reversed(layers) if (given := _given(layer, problem["loc"]))), None)
-    path = found[0] if found else [str(part) for part in problem["loc"]]
-    setting = ".".join(path)
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
-    if problem["type"] == "extra_forbidden":
-        return f"{setting}: there is no such setting (from {found[1] if found else 'nowhere'})"
-    if found is None:
-        variable = ENV_PREFIX + "__".join(path).upper()
-        lookalike = ENV_PREFIX + "_".join(path).upper()
-        hint = f"; {lookalike} is set, did you mean {variable}?" if lookalike in environ else ""
-        return f"{setting} {message} (not set: use {variable}, the TOML file or a flag){hint}"
-    where = f"{setting}: " if setting else ""  # a rule between sections names its settings itself
-    return f"{where}{message}{_shown(path, problem['input'])} (from {found[1]})"
-
-
-def _given(layer: _Layer, location: tuple[str | int, ...]) -> tuple[list[str], str] | None:
-    """The setting in ``layer`` that ``location`` is in, with the layer's name; None where the layer does not set it.
-
-    A location may go deeper than settings do: into a list.
-    """
-    at: Any = layer.values
-    path: list[str] = []
-    for part in location:
-        if not isinstance(at, Mapping):
-            return path, layer.source
-        if part not in at:
-            return None
-        at = at[part]
-        path.append(str(part))
-    return path, layer.source
-
-
-def _shown(path: list[str], value: Any) -> str:
-    # A URL may hold a password, and so may any property: they are never quoted, nor is a section that has them.
-    if path[:2] in (["database"], ["database", "url"], ["kafka"], ["kafka", "properties"]):
-        return ""
-    return "" if isinstance(value, Mapping | BaseModel) else f", not {mask_text(str(value))[:80]!r}"

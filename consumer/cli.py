@@ -169,7 +169,7 @@ def _settings(
     admin_port: int | None,
     log_level: str | None,
 ) -> Settings:
-    from cdc_relay.config import load  # pydantic: not needed for --help
+    from cdc_relay.config_layers import load  # pydantic: not needed for --help
 
     flags: dict[str, Any] = {
         "database.url": database_url,

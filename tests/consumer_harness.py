@@ -18,7 +18,8 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import create_engine, text
 
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.outbox.clock import utc_now
 from cdc_relay.outbox.envelope import encode
 from cdc_relay.outbox.operator_statements import OperatorStatements

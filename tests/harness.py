@@ -13,7 +13,8 @@ from typing import Any
 from confluent_kafka import Consumer, Message, TopicPartition
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.service import RelayService
 
 #: Generous: a slow machine must not fail a test, and nothing waits this long when all is well.

@@ -22,7 +22,8 @@ import cdc_relay
 from cdc_relay.bench.place import ThrowawayTopic
 from cdc_relay.bench.relay import MeasurementFailed
 from cdc_relay.bench.settings import as_environment, inherited
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.process import GuardedProcess, tail
 from cdc_relay.outbox.envelope import decode
 

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from cdc_relay.config import ENV_PREFIX, Settings
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import ENV_PREFIX
 
 
 def altered(settings: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -48,7 +48,7 @@ def load_settings(config: Path | None, *, unused: tuple[str, ...] = (), **flags:
     ``unused`` are required addresses that this command can do without.
     Raises ConfigurationError.
     """
-    from cdc_relay.config import load  # pydantic: not needed for --help
+    from cdc_relay.config_layers import load  # pydantic: not needed for --help
 
     given = {name.replace("__", "."): value for name, value in flags.items()}
     return load({**given, **{name: _UNUSED[name] for name in unused}}, config=config, environ=os.environ)

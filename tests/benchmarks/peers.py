@@ -19,7 +19,8 @@ from pymysqlreplication import BinLogStreamReader
 from pymysqlreplication.row_event import WriteRowsEvent
 
 from cdc_relay.checkpoint import FileCheckpointStore
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.outbox.table import OUTBOX_COLUMNS
 
 _DUE = (

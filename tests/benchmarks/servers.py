@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from sqlalchemy import make_url
 
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 

@@ -15,7 +15,7 @@ from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.server import describe_table, head
 from cdc_relay.binlog.source import BinlogSource, LibrarySource
 from cdc_relay.binlog.tables import OutboxTables
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
 from tests.harness import Outbox, eventually
 

@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, make_url, text
 from cdc_relay.bench.catchup import FilledOutbox
 from cdc_relay.bench.place import ThrowawayOutbox, ThrowawayTopic, existing
 from cdc_relay.bench.relay import MeasurementFailed, Variant
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
 from tests.benchmarks import comparison, profile

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from sqlalchemy import create_engine, make_url, text
 
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.kafka import MockKafka
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.preflight.check import Level

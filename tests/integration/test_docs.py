@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.kafka import MockKafka
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.preflight.check import Level

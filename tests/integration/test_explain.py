@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cdc_relay.binlog.explain import ExplainedDecoder, explain_decoder
 from cdc_relay.commands import app
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from cdc_relay.errors import DatabaseError
 from cdc_relay.outbox.table import OUTBOX_COLUMNS
 from tests.harness import Outbox

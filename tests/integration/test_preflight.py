@@ -9,7 +9,8 @@ from threading import Event
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 from cdc_relay.embedded.kafka import MockKafka
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.errors import DatabaseError, DatabaseUnavailable, PreflightFailed

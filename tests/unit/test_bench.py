@@ -17,7 +17,8 @@ from cdc_relay.bench.relay import MeasurementFailed
 from cdc_relay.bench.run import Bench, Choices
 from cdc_relay.bench.settings import altered, as_environment
 from cdc_relay.commands import app
-from cdc_relay.config import Settings, load
+from cdc_relay.config import Settings
+from cdc_relay.config_layers import load
 
 ADDRESSES = {"database.url": "mysql://relay:p%40ss@db:3307/shop?ssl_ca=/ca.pem", "kafka.bootstrap_servers": "k:9092"}
 

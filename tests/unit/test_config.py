@@ -27,8 +27,8 @@ from cdc_relay.config import (
     SweepSettings,
     TailSettings,
     WritebackSettings,
-    load,
 )
+from cdc_relay.config_layers import load
 from cdc_relay.errors import ConfigurationError
 from cdc_relay.outbox.parking import Ordering
 

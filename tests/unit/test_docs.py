@@ -18,7 +18,7 @@ import consumer.cli
 from cdc_relay import errors
 from cdc_relay.bench.figures import Figure
 from cdc_relay.commands import app
-from cdc_relay.config import load
+from cdc_relay.config_layers import load
 from tests.benchmarks import results
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 LAYERS: dict[str, tuple[str, ...]] = {
     # A module may import from its own layer and from those above it in this table.
     "values": (
-        *("cdc_relay", "cdc_relay.errors", "cdc_relay.masking", "cdc_relay.config", "cdc_relay.logs"),
+        *("cdc_relay", "cdc_relay.errors", "cdc_relay.masking", "cdc_relay.config", "cdc_relay.config_layers"),
+        "cdc_relay.logs",
         *("cdc_relay.interpreter", "cdc_relay.program"),
         *("cdc_relay.outbox", "cdc_relay.binlog", "cdc_relay.binlog.position"),
         # From bytes to rows, without any connection.
@@ -71,7 +72,8 @@ KEPT_OUT_OF_LOGIC = ("pymysqlreplication", "confluent_kafka", "tenacity")
 
 #: All that the consumer may know of the relay.
 SHARED = (
-    *("cdc_relay.outbox", "cdc_relay.errors", "cdc_relay.config", "cdc_relay.masking", "cdc_relay.logs"),
+    *("cdc_relay.outbox", "cdc_relay.errors", "cdc_relay.config", "cdc_relay.config_layers", "cdc_relay.masking"),
+    "cdc_relay.logs",
     *("cdc_relay.admin", "cdc_relay.interpreter", "cdc_relay.program", "cdc_relay.row_image"),
 )
 
