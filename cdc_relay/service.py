@@ -18,6 +18,7 @@ from cdc_relay.binlog.server import server_binlog
 from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import RELAY_ADMIN_PORT, Settings
 from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
+from cdc_relay.fresh_rows import TailProgress
 from cdc_relay.kafka.publisher import BATCH_BYTES, KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
 from cdc_relay.logs import get_logger
@@ -32,7 +33,7 @@ from cdc_relay.reconcile import ServerBinlog, Start, decide_start, load_start
 from cdc_relay.row_image import log_changes_only
 from cdc_relay.sent_rows import SentRows
 from cdc_relay.session import Parts, Session
-from cdc_relay.sweeper import SweepCounts, TailProgress
+from cdc_relay.sweeper import SweepCounts
 from cdc_relay.writeback import StatusWriter
 
 log = get_logger(__name__)

@@ -23,6 +23,7 @@ from cdc_relay.checkpoint import Checkpoint, Checkpointer
 from cdc_relay.config import Settings
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import DatabaseContended, RelayError
+from cdc_relay.fresh_rows import TailProgress
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
@@ -36,7 +37,7 @@ from cdc_relay.progress import Progress
 from cdc_relay.questions import Questions
 from cdc_relay.reconcile import PendingRows, ServerBinlog, Start
 from cdc_relay.sent_rows import SentRows
-from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress
+from cdc_relay.sweeper import SweepCounts, Sweeper
 from cdc_relay.tailer import Tailer
 from cdc_relay.watermark import AckWatermark
 from cdc_relay.writeback import StatusWriter

@@ -1,9 +1,7 @@
 """THE data path of the table, top to bottom: due rows → lease → envelope → publisher → status writer.
 
 The sweep makes delivery certain: it sends rows whose retry is due, scheduled rows whose time has come, and whatever the
-tailer missed. Fresh rows belong to the tailer as long as it lives: the sweep takes one only when the tailer has passed
-it, which needs no clock. The row was seen in the table; then the head of the binlog was noted, so the row's commit lies
-before it; then the watermark was found at or beyond that head. What is still pending now was missed.
+tailer missed (``fresh_rows.py``).
 """
 
 from __future__ import annotations
@@ -14,13 +12,13 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
+from cdc_relay.fresh_rows import FreshRows, TailProgress
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.clock import due_bound, to_column
@@ -45,23 +43,6 @@ _LOOK_FOR_UNCONSUMED_S = 30.0
 
 #: How often a sweep that waits for Kafka looks whether it must stop.
 _SETTLE_WAIT_S = 0.2
-
-
-class TailProgress(NamedTuple):
-    """How the tailer fares, as the sweep sees it."""
-
-    position: BinlogPosition | None
-    """The watermark; None when no tailer is known."""
-    stalled: bool
-    """It has made no progress for ``takeover_after_s``, so the sweep does its work too."""
-
-
-class _Awaited(NamedTuple):
-    """Fresh rows that were seen in the table before the binlog ended at ``head``: whose they are, shows when the tailer
-    has come so far."""
-
-    head: BinlogPosition
-    ids: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +92,6 @@ class Sweeper:
         self._publisher = publisher
         self._parking = parking
         self._metrics = metrics
-        self._head = head
-        self._tail_progress = tail_progress
         self._complete = complete
         self._now = now
         self._stopping = stopping
@@ -121,7 +100,7 @@ class Sweeper:
         self._lease_s = lease_s
         self._redeliver_after_s = redeliver_published_after_s
         self._redeliver_at = datetime.min.replace(tzinfo=UTC)
-        self._awaited: _Awaited | None = None
+        self._fresh_rows = FreshRows(head, tail_progress)
         self._parked_rows = ParkedRows(parking, transaction, statements)
         self._marks_tailed = marks_tailed
         self._safe_bytes = safe_bytes
@@ -144,7 +123,7 @@ class Sweeper:
                 for row_id, key in self._statements.waiting(connection, due, _SCAN_ROWS):
                     lowest_waiting.setdefault(key, row_id)
             found, held_back = self._look(connection, now, due)
-        ours, left = self._without_the_tailers(found)
+        ours, left = self._fresh_rows.without_the_tailers(found)
         sent = postponed = 0
         left_behind: set[bytes] = set()
         for page in _pages(ours, self._batch_rows):
@@ -182,31 +161,6 @@ class Sweeper:
                 break
             after = page[-1].id
         return found, stuck
-
-    def _without_the_tailers(self, found: list[PendingRow]) -> tuple[list[PendingRow], int]:
-        """The rows that are the sweep's, and how many are the tailer's."""
-        fresh = frozenset(row.id for row in found if not row.held)
-        if not fresh:
-            return found, 0
-        # The order matters: the rows were seen first, then the head is asked for, then the watermark.
-        head = self._head()
-        progress = self._tail_progress()
-        if progress.stalled:
-            return found, 0
-        # On a busy server the watermark is always behind the head of now; it passes that of an earlier run.
-        awaited = self._awaited
-        if awaited is None or awaited.head > head:
-            awaited = _Awaited(head, fresh)
-        passed: frozenset[int] = frozenset()
-        # A watermark beyond the head is of a binlog that is no more: it was reset, or the server is another one.
-        if progress.position is not None and progress.position <= self._head():
-            if progress.position >= head:
-                passed, awaited = fresh, None
-            elif progress.position >= awaited.head:
-                passed, awaited = awaited.ids, _Awaited(head, fresh)
-        self._awaited = awaited
-        ours = [row for row in found if row.held or row.id in passed]
-        return ours, len(found) - len(ours)
 
     def _sweep_page(
         self, page: list[PendingRow], lowest_waiting: dict[bytes, int], left_behind: set[bytes], due: datetime

@@ -30,7 +30,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "logic": (
         *("cdc_relay.watermark", "cdc_relay.parking", "cdc_relay.delivery", "cdc_relay.metrics", "cdc_relay.cautious"),
-        *("cdc_relay.tailer", "cdc_relay.quick_send", "cdc_relay.untouched", "cdc_relay.sweeper"),
+        *(
+            "cdc_relay.tailer",
+            "cdc_relay.quick_send",
+            "cdc_relay.untouched",
+            "cdc_relay.sweeper",
+            "cdc_relay.fresh_rows",
+        ),
         *("cdc_relay.reconcile", "cdc_relay.writeback", "cdc_relay.parked_rows"),
         *("consumer.worker", "consumer.plan", "consumer.registry", "consumer.unit_of_work", "consumer.handlers"),
     ),

@@ -14,13 +14,14 @@ from cdc_relay import sweeper as module
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery
 from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, RetryableRow
+from cdc_relay.fresh_rows import TailProgress
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import decode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.sql import HELD_BACK, PARKED, PendingRow
 from cdc_relay.parking import SharedParking
-from cdc_relay.sweeper import SweepCounts, Sweeper, TailProgress, _pages
+from cdc_relay.sweeper import SweepCounts, Sweeper, _pages
 from cdc_relay.writeback import StatusWriter
 from tests.fakes import FakeOutboxTable, FakePublisher, Refusal, StoredRow
 
@@ -367,8 +368,8 @@ def test_where_the_binlog_ended_is_asked_after_the_rows_were_seen_and_the_waterm
     order: list[str] = []
     due, sweeper = rig.table.due, rig.sweeper
     rig.table.due = lambda *args: order.append("rows") or due(*args)  # type: ignore[method-assign,func-returns-value]
-    sweeper._head = lambda: order.append("head") or rig.head  # type: ignore[func-returns-value]
-    sweeper._tail_progress = lambda: order.append("watermark") or rig.progress  # type: ignore[func-returns-value]
+    sweeper._fresh_rows._head = lambda: order.append("head") or rig.head  # type: ignore[func-returns-value]
+    sweeper._fresh_rows._tail_progress = lambda: order.append("watermark") or rig.progress  # type: ignore[func-returns-value]
     rig.sweep()
     assert order[:3] == ["rows", "head", "watermark"]
 
