@@ -139,7 +139,7 @@ class PendingRows:
         """Whether every row that was pending has been given."""
 
     def read(self) -> list[TransactionBatch]:
-        """See tailer.PendingSource."""
+        """See PendingSource."""
         with self._transaction() as connection:
             if self._until is None:
                 self._until = self._statements.last_id(connection)

@@ -7,10 +7,9 @@ takes Kafka's answers and writes them back (``writeback.StatusWriter``), which m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from operator import attrgetter
-from typing import Protocol
 
 from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
@@ -22,6 +21,7 @@ from cdc_relay.outbox.row import Due, OutboxRow
 from cdc_relay.outbox.status import Status
 from cdc_relay.parking import SharedParking
 from cdc_relay.quick_send import QuickSender
+from cdc_relay.sources import LookUp, PendingSource, SentBefore, TransactionSource
 from cdc_relay.untouched import UntouchedRows
 from cdc_relay.watermark import AckWatermark
 
@@ -34,48 +34,6 @@ _LOOKS_S = (0.0, 0.02, 0.2)
 
 #: Ids asked for in one SELECT.
 _LOOKUP_ROWS = 1000
-
-
-class TransactionSource(Protocol):
-    """Gives the outbox rows of transactions in commit order."""
-
-    def read(self) -> list[TransactionBatch]:
-        """The next batches; may be empty. Waits for them, but no longer than a heartbeat takes."""
-
-    @property
-    def has_more(self) -> bool:
-        """Whether ``read`` would find something without waiting."""
-
-
-LookUp = Callable[[Sequence[int]], list[OutboxRow]]
-"""Reads committed rows from the table by id, waiting for transactions that are about to commit."""
-
-
-class PendingSource(Protocol):
-    """Gives the pending rows of the table in id order, once."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every row has been given."""
-
-    def read(self) -> list[TransactionBatch]:
-        """The next rows; none when exhausted."""
-
-
-class SentBefore(Protocol):
-    """Remembers rows that were sent from the table (``sent_rows.SentRows``)."""
-
-    def begin(self) -> None:
-        """Learn what was noted before."""
-
-    def has(self, row: OutboxRow) -> bool:
-        """Whether Kafka has the row, as was noted before."""
-
-    def noting(self, rows: Sequence[OutboxRow]) -> Callable[[], None]:
-        """A call that notes that Kafka has these rows; it does not keep them in memory."""
-
-    def reset(self) -> None:
-        """All of them are marked."""
 
 
 class Tailer:

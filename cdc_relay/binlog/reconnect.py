@@ -43,7 +43,7 @@ OpenReader = Callable[[BinlogPosition, int], Reader]
 
 
 class ReconnectingSource:
-    """Implements ``tailer.TransactionSource``.
+    """Implements ``sources.TransactionSource``.
 
     Only failures in a row count for the backoff: a reader that has brought something was no failure.
     """

@@ -21,7 +21,7 @@ from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.reconcile import PendingRows
-from cdc_relay.tailer import TransactionSource
+from cdc_relay.sources import TransactionSource
 from tests.fakes import FakeSource
 from tests.harness import PATIENCE_S, Outbox
 

@@ -380,7 +380,7 @@ def test_without_fresh_rows_nobody_is_asked() -> None:
     def fail() -> Any:
         raise AssertionError("asked")
 
-    rig.sweeper._head = rig.sweeper._tail_progress = fail
+    rig.sweeper._fresh_rows._head = rig.sweeper._fresh_rows._tail_progress = fail
     assert rig.sweep().sent == 1
 
 
