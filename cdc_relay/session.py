@@ -246,8 +246,10 @@ class Session:
 
     def _is_write_due(self, wrote_at: float) -> bool:
         since_s = time.monotonic() - wrote_at
-        can_wait = not self.watermark.half_full and not self._intake_stopped.is_set()
-        if can_wait and self._tailer is not None and self._tailer.is_behind:
+        is_behind = self._tailer is not None and self._tailer.is_behind
+        # With none there is nothing to mark while it tails, only memory to be given back.
+        has_marks = self._parts.settings.writeback.mode != "none" or not self.caught_up
+        if is_behind and has_marks and not self.watermark.half_full and not self._intake_stopped.is_set():
             return since_s >= _GATHER_BEHIND_S
         return since_s >= _GATHER_S or self._parts.writer.has_full_batch
 
