@@ -72,7 +72,7 @@ class OutboxStatements(TableStatements):
         most = most_rows
         while True:
             sql = (
-                "SELECT COUNT(*), SUM(size), MAX(id) FROM (SELECT id, OCTET_LENGTH(payload) AS size "
+                "SELECT COUNT(*), COALESCE(SUM(size), 0), MAX(id) FROM (SELECT id, OCTET_LENGTH(payload) AS size "
                 f"FROM {self._pending(after_id, until_id)} ORDER BY id LIMIT {most}) AS page"
             )
             rows, size, end = connection.exec_driver_sql(sql).one()

@@ -551,6 +551,15 @@ def test_pages_of_pending_rows_are_bounded_and_leave_nothing_out(
     assert [row_id for each in pages for row_id in each] == ids
 
 
+def test_rows_without_a_payload_make_a_page_too(engine: Engine) -> None:
+    outbox = Outbox(engine, "odd")
+    ids = [outbox.insert(payload=None) for _ in range(3)]
+    before = ids[0] - 1
+    end = outbox.do(lambda c: outbox.statements.page_end(c, before, ids[-1], most_rows=10, most_bytes=10))
+    assert end == ids[-1]
+    assert [row.payload for row in outbox.do(lambda c: outbox.statements.pending(c, before, end))] == [b"", b"", b""]
+
+
 def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:
     late = outbox.insert(next_retry_at=NOW)
     never_scheduled = outbox.insert(next_retry_at=None)
