@@ -54,7 +54,7 @@ class QuickSender:
         for row in islice(rows, at, None):
             if type(row) is not kind or held:
                 break
-            row_id, biz_type, topic, key, payload, status, retry_count, _, due_at, created_at, is_held = row
+            row_id, biz_type, topic, key, payload, status, retry_count, due_at, created_at, is_held = row
             if status != _PENDING or retry_count or is_held or len(payload) >= SHORT or topic not in topics:
                 break
             is_later = due_at is not None and due_at > (bounds[len(due_at)] if is_packed else latest)  # type: ignore

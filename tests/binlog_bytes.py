@@ -138,12 +138,12 @@ OUTBOX_NAMES = tuple(column.name for column in OUTBOX)
 def outbox_row(row_id: int, key: str = "k", payload: str = "{}", **changes: Any) -> OutboxRow:
     """A fresh row as an application inserts it."""
     at = datetime(2026, 1, 2, 3, 4, 5, 678901)
-    row = OutboxRow(row_id, "chat", "topic", key.encode(), payload.encode(), "pending", 0, 20, at, at)
+    row = OutboxRow(row_id, "chat", "topic", key.encode(), payload.encode(), "pending", 0, at, at)
     return row._replace(**changes)
 
 
 def values_of(row: OutboxRow) -> dict[str, Any]:
-    return row._asdict()
+    return row._asdict() | {"max_retry": 20}
 
 
 # --- TABLE_MAP and rows ---------------------------------------------------------------------------------------------

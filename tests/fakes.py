@@ -212,7 +212,7 @@ class StoredRow:
     @property
     def as_row(self) -> OutboxRow:
         return OutboxRow(
-            self.id, "b", self.topic, self.message_key, self.payload, self.status, self.retry_count, self.max_retry,
+            self.id, "b", self.topic, self.message_key, self.payload, self.status, self.retry_count,
             self.next_retry_at, self.created_at, self.held,
         )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """From the bytes of a WRITE_ROWS event to ``OutboxRow``: a decoder generated for the table.
 
 Parsing a column at a time through objects takes nine tenths of the reading time, so for each shape of row (a TABLE_MAP
-and the set of columns present) a function is written, compiled once and kept. It reads the ten columns that delivery
+and the set of columns present) a function is written, compiled once and kept. It reads the nine columns that delivery
 needs and steps over all others. Source of the format: MySQL Internals, "Rows Event"; MySQL source, ``my_time.cc``
 (packed DATETIME2).
 
@@ -19,7 +19,6 @@ from cdc_relay.binlog.table_map import ColumnType as T
 from cdc_relay.binlog.table_map import MappedColumn, TableMap
 from cdc_relay.outbox import datetime2
 from cdc_relay.outbox.row import OutboxRow
-from cdc_relay.outbox.table import DEFAULT_MAX_RETRY
 
 DecodeRows = Callable[[bytes, int, int], list[OutboxRow]]
 """``(data, start, end) -> rows``: the rows that lie in ``data[start:end]``."""
@@ -120,7 +119,6 @@ _FALLBACKS = {
     "payload": "b''",
     "status": "''",
     "retry_count": "0",
-    "max_retry": str(DEFAULT_MAX_RETRY),
     "next_retry_at": "None",
     "created_at": "None",
 }
@@ -194,7 +192,7 @@ def make_decoder(
 
 def _read(name: str, column: MappedColumn, charset: str | None) -> list[str] | None:
     """Lines that put the column's value into a variable of its name and step over it; None when we cannot."""
-    if name in ("id", "retry_count", "max_retry"):
+    if name in ("id", "retry_count"):
         size = _INTEGERS.get(column.type)  # type: ignore[call-overload]
         # Only counts can be negative; an id may come from an UNSIGNED column.
         signed = "" if name == "id" else ", signed=True"

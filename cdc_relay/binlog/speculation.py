@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from cdc_relay.binlog.rows import DecodeRows, RowDecoder, RowsUndecodable, is_utf8, layout
 from cdc_relay.outbox.row import BinlogRow, OutboxRow
-from cdc_relay.outbox.table import DEFAULT_MAX_RETRY
 
 Role = Literal["id", "few", "wall", "free", "skip"]
 
@@ -32,12 +31,11 @@ ROLES: dict[str, Role] = {
     "payload": "free",
     "status": "few",
     "retry_count": "few",
-    "max_retry": "few",
     "next_retry_at": "wall",
     "created_at": "wall",
 }
 _NULL_VALUES = {"biz_type": "", "topic": "", "message_key": b"", "payload": b"", "status": "", "retry_count": 0}
-_NULL_VALUES |= {"id": 0, "max_retry": DEFAULT_MAX_RETRY, "next_retry_at": None, "created_at": None}
+_NULL_VALUES |= {"id": 0, "next_retry_at": None, "created_at": None}
 
 #: ``struct`` codes of unsigned integers by size; 3 bytes are read as 2 and 1.
 _CODES = {1: "B", 2: "H", 3: "HB", 4: "I", 8: "Q"}

@@ -369,4 +369,4 @@ class TransactionAssembler:
 
 
 def _only_id(row_id: int) -> OutboxRow:
-    return OutboxRow(row_id, "", "", b"", b"", "", 0, 0, None, None)
+    return OutboxRow(row_id, "", "", b"", b"", "", 0, None, None)

@@ -70,7 +70,7 @@ class Encoder:
         number = b"%d" % row_id
         value = _join((OPENING, number, middle, payload, CLOSING))
         if type(row) is BinlogRow:
-            packed: bytes | None = row[9]  # type: ignore[assignment]
+            packed: bytes | None = row[8]  # type: ignore[assignment]
             created_at = None if packed is None else self.packed_time(packed)
         else:
             created_at = None if row.created_at is None else self.wall_time(row.created_at)

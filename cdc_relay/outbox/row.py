@@ -40,7 +40,6 @@ class OutboxRow(NamedTuple):
     """UTF-8, byte for byte as the application wrote it; empty when NULL."""
     status: str
     retry_count: int
-    max_retry: int
     next_retry_at: datetime | None
     """Naive, in ``database.timezone``."""
     created_at: datetime | None
@@ -76,7 +75,7 @@ class OutboxRow(NamedTuple):
 class BinlogRow(OutboxRow):
     """A row whose times are still packed as DATETIME2: most are compared or printed so, and never unpacked.
 
-    Packed they stand in the tuple itself: ``row[8]`` and ``row[9]``.
+    Packed they stand in the tuple itself: ``row[7]`` and ``row[8]``.
     """
 
     __slots__ = ()
@@ -84,19 +83,19 @@ class BinlogRow(OutboxRow):
     @property
     def next_retry_at(self) -> datetime | None:
         """See OutboxRow."""
-        raw: bytes | None = self[8]  # type: ignore[assignment]
+        raw: bytes | None = self[7]  # type: ignore[assignment]
         return None if raw is None else datetime2.unpack(raw)
 
     @property
     def created_at(self) -> datetime | None:
         """See OutboxRow."""
-        raw: bytes | None = self[9]  # type: ignore[assignment]
+        raw: bytes | None = self[8]  # type: ignore[assignment]
         return None if raw is None else datetime2.unpack(raw)
 
     @property
     def unpacked(self) -> OutboxRow:
         """The same row with its times unpacked."""
-        return OutboxRow(*self[:8], self.next_retry_at, self.created_at, self.held)
+        return OutboxRow(*self[:7], self.next_retry_at, self.created_at, self.held)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, BinlogRow):

@@ -30,8 +30,7 @@ IS_HELD = "retry_count > 0 OR published_at IS NOT NULL OR COALESCE(last_error, '
 
 #: In the order of OutboxRow.
 ROW_COLUMNS = (
-    "id, biz_type, topic, message_key, payload, status, retry_count, max_retry, next_retry_at, created_at, "
-    f"({IS_HELD}) AS held"
+    f"id, biz_type, topic, message_key, payload, status, retry_count, next_retry_at, created_at, ({IS_HELD}) AS held"
 )
 
 #: In the order of PendingRow.
@@ -150,7 +149,7 @@ def failure(row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> di
 
 def found_row(found: TextRow) -> OutboxRow:
     """A row of ``ROW_COLUMNS``."""
-    row_id, biz_type, topic, key, payload, status, retry_count, max_retry, next_retry_at, created_at, held = found
+    row_id, biz_type, topic, key, payload, status, retry_count, next_retry_at, created_at, held = found
     return _new_tuple(
         OutboxRow,
         (
@@ -161,7 +160,6 @@ def found_row(found: TextRow) -> OutboxRow:
             payload or b"",
             word(status),
             int(retry_count or 0),
-            DEFAULT_MAX_RETRY if max_retry is None else int(max_retry),
             _wall(next_retry_at),
             _wall(created_at),
             held == _TRUE,

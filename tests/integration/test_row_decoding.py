@@ -158,7 +158,7 @@ def read(stage: Stage, position: Any, expected: int, *, certain: bool = False) -
 
 def as_read(row: OutboxRow) -> OutboxRow:
     """Without what only the table can tell."""
-    return OutboxRow(*tuple(row.unpacked if hasattr(row, "unpacked") else row)[:10])
+    return OutboxRow(*tuple(row.unpacked if hasattr(row, "unpacked") else row)[:9])
 
 
 @given(

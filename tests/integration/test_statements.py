@@ -468,7 +468,7 @@ def test_a_row_is_read_as_the_application_wrote_it(outbox: Outbox) -> None:
     key = "schlüssel" if outbox.table == "odd" else "钥匙-😀"
     row_id = outbox.insert(payload=payload, message_key=key, retry_count=2, max_retry=5, next_retry_at=LATER)
     expected = OutboxRow(
-        *(row_id, "chat", "chat-history", key.encode(), payload.encode(), "pending", 2, 5, LATER, BEFORE), held=True
+        *(row_id, "chat", "chat-history", key.encode(), payload.encode(), "pending", 2, LATER, BEFORE), held=True
     )
     committed = outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))
     for row in committed + outbox.do(lambda c: outbox.statements.pending(c, 0, row_id)):
@@ -487,7 +487,7 @@ def test_a_null_reads_as_its_default(engine: Engine) -> None:
         created_at=None,
     )
     (row,) = outbox.do(lambda c: outbox.statements.read_committed(c, [row_id]))
-    assert row == OutboxRow(row_id, "", "", b"", b"", "pending", 0, 20, None, None)
+    assert row == OutboxRow(row_id, "", "", b"", b"", "pending", 0, None, None)
 
 
 @pytest.mark.parametrize(
@@ -714,8 +714,8 @@ def test_an_enqueued_row_is_committed_with_the_callers_own_data(outbox: Outbox) 
     rows = outbox.do(lambda c: outbox.statements.read_committed(c, [by_session, by_connection]))
     payload = '{"message":"汉字 😀 \'quotes\' \\\\ \\n"}'.encode()
     assert rows == [
-        OutboxRow(by_session, "chat", "chat-history", b"k", payload, "pending", 0, 20, NOW, NOW),
-        OutboxRow(by_connection, "chat", "chat-history", b"k", payload, "pending", 0, 3, LATER, NOW),
+        OutboxRow(by_session, "chat", "chat-history", b"k", payload, "pending", 0, NOW, NOW),
+        OutboxRow(by_connection, "chat", "chat-history", b"k", payload, "pending", 0, LATER, NOW),
     ]
     assert all(row.is_fresh for row in rows)
 

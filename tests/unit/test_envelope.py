@@ -38,7 +38,7 @@ def row(
     message_key: bytes = b"conversation-1",
     created_at: datetime | None = datetime(2026, 1, 2, 3, 4, 5, 678901),
 ) -> OutboxRow:
-    return OutboxRow(id, biz_type, topic, message_key, payload, Status.PENDING, 0, 20, None, created_at)
+    return OutboxRow(id, biz_type, topic, message_key, payload, Status.PENDING, 0, None, created_at)
 
 
 # Integers beyond 64 bits come back as floats, as JSON allows: see the test of numbers below.

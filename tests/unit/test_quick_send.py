@@ -45,7 +45,6 @@ rows = st.builds(
     payloads,
     st.sampled_from(["pending"] * 5 + ["dead", "published"]),
     st.sampled_from([0] * 5 + [1]),
-    st.just(20),
     packed_times,
     packed_times,
 )
@@ -53,7 +52,7 @@ rows = st.builds(
 
 def packed(row_id: int, **changes: Any) -> OutboxRow:
     at = datetime2.pack(WALL - timedelta(seconds=1), datetime2.LONGEST_BYTES)
-    row = BinlogRow(row_id, "chat", "topic", b"a", b"{}", "pending", 0, 20, at, at, False)  # type: ignore[arg-type]
+    row = BinlogRow(row_id, "chat", "topic", b"a", b"{}", "pending", 0, at, at, False)  # type: ignore[arg-type]
     return row._replace(**changes)
 
 

@@ -174,7 +174,6 @@ def expected(columns: Sequence[Column], values: dict[str, Any]) -> OutboxRow:
         (values["payload"] or "").encode(),
         values["status"] or "",
         values["retry_count"] or 0,
-        20 if values["max_retry"] is None else values["max_retry"],
         wall("next_retry_at"),
         wall("created_at"),
     )
@@ -231,7 +230,7 @@ def test_a_row_whose_payload_claims_more_than_there_is_is_refused_and_not_filled
 
 
 def test_every_column_may_be_null() -> None:
-    assert decode(OUTBOX, {"id": 5}) == [OutboxRow(5, "", "", b"", b"", "", 0, 20, None, None)]
+    assert decode(OUTBOX, {"id": 5}) == [OutboxRow(5, "", "", b"", b"", "", 0, None, None)]
 
 
 # --- columns that are absent or of other types ------------------------------------------------------------------------
