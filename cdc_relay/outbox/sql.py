@@ -150,6 +150,7 @@ def failure(row_id: int, attempt: NextAttempt, reason: str, now: datetime) -> di
 def found_row(found: TextRow) -> OutboxRow:
     """A row of ``ROW_COLUMNS``."""
     row_id, biz_type, topic, key, payload, status, retry_count, next_retry_at, created_at, held = found
+    created = _wall(created_at)
     return _new_tuple(
         OutboxRow,
         (
@@ -160,8 +161,8 @@ def found_row(found: TextRow) -> OutboxRow:
             payload or b"",
             word(status),
             int(retry_count or 0),
-            _wall(next_retry_at),
-            _wall(created_at),
+            created if next_retry_at == created_at else _wall(next_retry_at),  # as mostly
+            created,
             held == _TRUE,
         ),
     )
