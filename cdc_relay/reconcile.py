@@ -21,7 +21,7 @@ from cdc_relay.errors import CheckpointError
 from cdc_relay.outbox.statements import OutboxStatements
 
 #: Pending rows looked at, and payload bytes read, at a time.
-_PAGE_ROWS = 1_000
+_PAGE_ROWS = 2_000
 #: Rows sent together, and noted together when Kafka has them: a kill doubles so many more.
 _BATCH_ROWS = 500
 _PAGE_BYTES = 8 * 2**20
