@@ -51,7 +51,7 @@ def test_what_is_shown_is_python_that_reads_the_columns_of_the_table(outbox: Out
     assert found.complete
     assert found.absent == ()
     stepped_over = {column.name for column in found.columns if column.use == "stepped over"}
-    assert stepped_over == {"last_error", "published_at", "consumed_at", "updated_at"}
+    assert stepped_over == {"max_retry", "last_error", "published_at", "consumed_at", "updated_at"}
 
 
 def test_a_row_in_an_older_file_is_found_and_the_newest_form_is_shown(outbox: Outbox) -> None:
