@@ -4,7 +4,8 @@
     ├── ConfigurationError          exit code 2: a setting is wrong; nothing was started
     ├── DatabaseError               exit code 3
     │   ├── DatabaseUnavailable     · retriable: MySQL is away, restarting, read-only, or out of connections
-    │   │   └── DatabaseContended   · retriable: a deadlock or a lock wait; the same transaction may go well at once
+    │   │   ├── DatabaseContended   · retriable: a deadlock or a lock wait; the same transaction may go well at once
+    │   │   └── DamagedBinlog       · retriable: bytes of the binlog make no sense; sent again they may
     │   ├── PreflightFailed           the server lacks something that the operator must mend
     │   ├── StaleSource               the binlog cannot be followed from here; reconcile from the table
     │   └── LeadershipLost          · retriable: another relay may be active; publish nothing more
@@ -59,6 +60,10 @@ class DatabaseUnavailable(DatabaseError):
 
 class DatabaseContended(DatabaseUnavailable):
     """Somebody else holds the rows: the same transaction may go well when it is tried again at once."""
+
+
+class DamagedBinlog(DatabaseUnavailable):
+    """Bytes of the binlog make no sense. Those of a connection come whole the next time, those of a file do not."""
 
 
 class PreflightFailed(DatabaseError):

@@ -12,13 +12,16 @@ from tenacity.stop import stop_when_event_set
 
 from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
-from cdc_relay.errors import DatabaseUnavailable
+from cdc_relay.errors import DamagedBinlog, DatabaseUnavailable, StaleSource
 from cdc_relay.logs import get_logger
 
 log = get_logger(__name__)
 
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
+
+#: Readers that find the binlog damaged behind the same place before it is taken for damaged in its file.
+_DAMAGED_READS = 3
 
 #: How many files' times of creation are remembered; the watermark is never so many files behind the reader.
 _REMEMBERED_FILES = 1_000
@@ -64,6 +67,8 @@ class ReconnectingSource:
         self._on_reconnect = on_reconnect
         self._stopping = stopping
         self._reader: Reader | None = None
+        self._damaged_behind = start
+        self._damaged_reads = 0
         self._retrying = Retrying(
             retry=retry_if_exception_type(DatabaseUnavailable),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
@@ -103,13 +108,23 @@ class ReconnectingSource:
         reader = self._reader
         try:
             batches = reader.read()
-        except BaseException:
+        except BaseException as error:
             # Whatever it was: a reader in the middle of a transaction must not be read on.
             self._reader = None
             reader.close()
+            if isinstance(error, DamagedBinlog):
+                self._count_damage(error)
             raise
         self._remember(reader.files_created)
         return batches
+
+    def _count_damage(self, error: DamagedBinlog) -> None:
+        """Raise StaleSource when reading has come no further by being repeated: the table has the rows as well."""
+        if self._damaged_behind != self._resume_at:
+            self._damaged_behind, self._damaged_reads = self._resume_at, 0
+        self._damaged_reads += 1
+        if self._damaged_reads >= _DAMAGED_READS:
+            raise StaleSource(f"behind {self._resume_at} {error}", reason="damaged") from error
 
     def _remember(self, files_created: dict[str, int]) -> None:
         self._files_created.update(files_created)

@@ -13,7 +13,7 @@ from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.quick import QuickLoop
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionAssembler
-from cdc_relay.errors import DatabaseError, DatabaseUnavailable, StaleSource
+from cdc_relay.errors import DamagedBinlog, DatabaseError, DatabaseUnavailable, StaleSource
 from cdc_relay.outbox.database import is_answer
 from cdc_relay.outbox.packets import PacketSplitter, Payload
 
@@ -96,7 +96,7 @@ class BinlogSource:
         try:
             self._receive()
         except DAMAGED as error:
-            raise DatabaseUnavailable(f"the binlog stream is damaged: {error}") from error
+            raise DamagedBinlog(f"the binlog stream is damaged: {error}") from error
         return self._assembler.take()
 
     @property
@@ -135,7 +135,7 @@ class BinlogSource:
         elif status == _EOF:
             raise DatabaseUnavailable("the server ended the binlog stream")
         else:
-            raise DatabaseUnavailable(f"the binlog stream is damaged: a packet begins with {status}")
+            raise DamagedBinlog(f"the binlog stream is damaged: a packet begins with {status}")
 
     def _check_file(self) -> None:
         expected, found = self._expected_created_at, self._assembler.files_created.get(self._start.file)

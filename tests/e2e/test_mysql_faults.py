@@ -179,6 +179,26 @@ def test_purging_and_flushing_logs_in_a_loop_while_the_relay_runs(stack: Stack) 
     stack.verdict().require_good(duplicates=IN_FLIGHT)
 
 
+def test_a_file_of_the_binlog_that_is_damaged_on_disk(stack: Stack) -> None:
+    stack.start()
+    stack.write_some(100)
+    stack.settle()
+    assert stack.relay.stop() == 0
+    stack.write_some(100)
+    file = newest_binlog(stack)
+    stack.sql("FLUSH BINARY LOGS")
+    # Its last event names the file that follows it; the server sends it as it is.
+    path = Path(stack.sql("SELECT @@datadir")[0][0]) / file
+    sane, name = path.read_bytes(), newest_binlog(stack).encode()
+    path.write_bytes(sane[: sane.rindex(name)] + b"\xff" * len(name) + sane[sane.rindex(name) + len(name) :])
+    writers = stack.write(pause_s=(0.0, 0.01))
+    stack.relay.start()
+    stack.wait_for_rows(200)
+    writers.stop()
+    stack.verdict().require_good(duplicates=0)
+    assert [told["reason"] for told in stack.relay.said("reconcile")][1:] == ["damaged"]
+
+
 @pytest.mark.parametrize("variable", ["read_only", "super_read_only"])
 def test_a_server_that_is_read_only_for_a_while(stack: Stack, variable: str) -> None:
     stack.start()

@@ -9,7 +9,7 @@ from cdc_relay.binlog import reconnect as module
 from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.reconnect import ReconnectingSource
-from cdc_relay.errors import DatabaseUnavailable, LeadershipLost, StaleSource
+from cdc_relay.errors import DamagedBinlog, DatabaseUnavailable, LeadershipLost, StaleSource
 from tests.binlog_bytes import outbox_row
 
 START = BinlogPosition("binlog.000007", 100)
@@ -140,6 +140,26 @@ def test_a_reader_that_breaks_before_it_brings_anything_is_a_failure(monkeypatch
     assert rig.source.read() == [batch(1, at(200))]
     assert rig.reconnects == 2
     assert [one.closed for one in server.opened] == [1, 1, 0]
+
+
+def test_what_is_damaged_whenever_it_is_read_is_left_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each reader brings something before it comes to the place, be it only that nothing is there."""
+    readers = [reader([], DamagedBinlog(f"no sense {n}")) for n in range(3)]
+    rig = Rig(Server(reader([batch(1, at(200))], DamagedBinlog("no sense")), *readers), monkeypatch)
+    rig.source.read()
+    with pytest.raises(StaleSource, match=r"binlog.000007:200 .*no sense 1") as stale:
+        for _ in range(5):
+            rig.source.read()
+    assert stale.value.reason == "damaged"
+    assert rig.reconnects == 2
+
+
+def test_what_is_damaged_on_its_way_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as that brings it further it is the connection and not the file."""
+    readers = [reader([batch(n, at(100 * n))], DamagedBinlog("no sense")) for n in range(2, 9)]
+    rig = Rig(Server(*readers, reader([batch(9, at(900))])), monkeypatch)
+    assert [rig.source.read()[0].rows[0].id for _ in range(8)] == [*range(2, 9), 9]
+    assert rig.reconnects == 7
 
 
 @pytest.mark.parametrize(
