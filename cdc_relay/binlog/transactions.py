@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from cdc_relay.binlog.batches import FinishedBatches, TransactionBatch
 from cdc_relay.binlog.events import (
     CHANGES,
-    CHECKSUM_CRC32,
-    CHECKSUM_SIZE,
     DAMAGED,
     NOTHING_FOR_US,
     WRITES,
@@ -30,23 +28,19 @@ from cdc_relay.binlog.events import (
     has_checksum,
     is_mariadb_prepared_xa,
     is_mariadb_standalone,
-    parse_checksum_algorithm,
     parse_commit_time,
     parse_query,
-    parse_rotate,
     type_name,
 )
 from cdc_relay.binlog.payload import mariadb_inflate, transaction_payload
+from cdc_relay.binlog.place import StreamPlace
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.xa import PreparedTransactions, parse_xa_prepare, parse_xid
-from cdc_relay.errors import StaleSource
 from cdc_relay.outbox.row import OutboxRow
 
 #: A transaction's rows are held until its end up to so many bytes of row events; beyond, they leave in pieces.
 PIECE_BYTES = 8 * 2**20
-
-_LOW_32_BITS = 0xFFFFFFFF
 
 _T = EventType
 
@@ -77,18 +71,12 @@ class TransactionAssembler:
     def __init__(self, start: BinlogPosition, tables: OutboxTables, on_unsupported: Callable[[str], None]) -> None:
         self._tables = tables
         self._on_unsupported = on_unsupported
-        self._file = start.file
-        self._offset = start.offset
-        self._checksum_size = 0
+        self._place = StreamPlace(start)
         self._open: OpenTransaction | None = None
         self._prepared = PreparedTransactions()
         self._finished = FinishedBatches()
         self._unreadable = False
-        self._is_stopped = False
-        """Whether the file that is being read has ended as the server was shut down."""
         self._commit_time: float | None = None
-        self.files_created: dict[str, int] = {}
-        """When each binlog file seen was begun, seconds since 1970: tells two files of one name apart."""
 
     @property
     def in_transaction(self) -> bool:
@@ -98,7 +86,12 @@ class TransactionAssembler:
     @property
     def position(self) -> BinlogPosition:
         """The end of the last event fed."""
-        return BinlogPosition(self._file, self._offset)
+        return self._place.position
+
+    @property
+    def files_created(self) -> dict[str, int]:
+        """When each binlog file seen was begun, seconds since 1970: tells two files of one name apart."""
+        return self._place.files_created
 
     def take(self) -> list[TransactionBatch]:
         """What is finished, in order; neighbours that can travel together are joined."""
@@ -110,18 +103,15 @@ class TransactionAssembler:
         Raises one of ``events.DAMAGED`` when its frame is damaged, and StaleSource when files may have been left out.
         """
         kind = event.type
-        if kind == _T.ROTATE:
-            self._rotate(event)
+        if kind in (_T.ROTATE, _T.FORMAT_DESCRIPTION):
+            self._enter(event)
             return
-        if kind == _T.FORMAT_DESCRIPTION:
-            self._format(event)
-            return
-        self._advance(event)
+        self._place.advance(event)
         if kind == _T.TRANSACTION_PAYLOAD:
             self._unwrap(event)
         else:
-            self._take(event, self._checksum_size)
-        if self._open is None and (self._unreadable or not self._finished.end_at(self._offset)):
+            self._take(event, self.checksum_size)
+        if self._open is None and (self._unreadable or not self._finished.end_at(self.offset)):
             # Whatever stands outside a transaction ends at a place to resume from: DDL, heartbeats, markers.
             self._finish([], size=0, doubtful=False, committed_at=0.0)
 
@@ -130,12 +120,12 @@ class TransactionAssembler:
     @property
     def checksum_size(self) -> int:
         """Bytes at the end of each event that are its checksum."""
-        return self._checksum_size
+        return self._place.checksum_size
 
     @property
     def offset(self) -> int:
         """The end of the last event fed, in its file."""
-        return self._offset
+        return self._place.offset
 
     @property
     def commit_time(self) -> float | None:
@@ -151,56 +141,32 @@ class TransactionAssembler:
         """Ordinary transactions that ended, the last one at ``offset``; the open one was among them."""
         self._open = None
         self._commit_time = None
-        self._offset = offset
+        self._place.offset = offset
         self._finish(rows, size, False, committed_at)
 
     def take_open(self, opened: OpenTransaction, offset: int, commit_time: float | None) -> None:
         """An ordinary transaction that goes on; the last of its events that was read ends at ``offset``."""
         self._open = opened
-        self._offset = offset
+        self._place.offset = offset
         self._commit_time = commit_time
-
-    # --- the frame of the stream -------------------------------------------------------------------------------
-
-    def _rotate(self, event: Event) -> None:
-        file, offset = parse_rotate(event)
-        # Table ids are numbers in the server's memory: after a restart they may mean other tables.
-        self._tables.forget_ids()
-        if (file, offset) == (self._file, self._offset):
-            return  # the made-up ROTATE at the start of a dump
-        if not event.timestamp and not self._is_stopped:
-            # Made up, and the file before it did not end: after a crash, or because RESET BINARY LOGS took it away.
-            # Then files that followed it may have gone unread as well.
-            raise StaleSource(f"the binlog goes on in {file}, and {self._file} has no end", reason="reset")
-        self._is_stopped = False
-        self._file, self._offset = file, offset
-        self._open = None
-        self._finish([], size=0, doubtful=False, committed_at=0.0)
-
-    def _format(self, event: Event) -> None:
-        self._tables.forget_ids()
-        self._open = None  # a server that crashed inside a transaction begins a new file without its end
-        self._checksum_size = CHECKSUM_SIZE if parse_checksum_algorithm(event) == CHECKSUM_CRC32 else 0
-        self.files_created[self._file] = event.timestamp
-        if event.end_position:  # otherwise it is sent again, at the start of a dump from the middle of the file
-            self._advance(event)
-
-    def _advance(self, event: Event) -> None:
-        low = event.end_position
-        if low == 0 and (self._offset + event.end - event.start) & _LOW_32_BITS:
-            return  # made up by the server while sending; not in the file
-        # Past 4 GiB in one file the header's 32 bits begin anew, so they count from where we are. The end of the last
-        # event does not tell: the server may leave events out, and a heartbeat may name an earlier place.
-        ahead = (low - self._offset) & _LOW_32_BITS
-        if ahead < 1 << 31:
-            self._offset += ahead
 
     # --- inside --------------------------------------------------------------------------------------------------
 
+    def _enter(self, event: Event) -> None:
+        """Another file, or one from its middle."""
+        # Table ids are numbers in the server's memory: after a restart they may mean other tables.
+        self._tables.forget_ids()
+        if event.type == _T.FORMAT_DESCRIPTION:
+            self._place.begin_file(event)
+            self._open = None  # a server that crashed inside a transaction begins a new file without its end
+        elif self._place.rotate(event):
+            self._open = None
+            self._finish([], size=0, doubtful=False, committed_at=0.0)
+
     def _unwrap(self, event: Event) -> None:
         try:
-            self._verify(event, self._checksum_size)
-            for inner in transaction_payload(event, self._checksum_size):
+            self._verify(event, self.checksum_size)
+            for inner in transaction_payload(event, self.checksum_size):
                 self._take(inner, 0)
             if self._open is not None:
                 raise ValueError("the compressed transaction has no end")
@@ -238,7 +204,7 @@ class TransactionAssembler:
         elif kind == _T.XA_PREPARE:
             self._xa_prepare(event)
         elif kind == _T.STOP:
-            self._is_stopped = True
+            self._place.stop()
         elif kind == _T.MARIADB_QUERY_COMPRESSED:
             self._compressed_query(event, checksum_size)
         elif kind not in NOTHING_FOR_US:
@@ -293,8 +259,7 @@ class TransactionAssembler:
 
     def _finish(self, rows: list[OutboxRow], size: int, doubtful: bool, committed_at: float) -> None:
         unreadable, self._unreadable = self._unreadable, False
-        end = BinlogPosition(self._file, self._offset)
-        self._finished.add(rows, size, doubtful, unreadable, end, committed_at)
+        self._finished.add(rows, size, doubtful, unreadable, self._place.position, committed_at)
 
     # --- statements ----------------------------------------------------------------------------------------------
 

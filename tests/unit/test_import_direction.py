@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("cdc_relay.binlog.table_map", "cdc_relay.binlog.tables", "cdc_relay.binlog.rows"),
         *("cdc_relay.binlog.speculation", "cdc_relay.binlog.preamble", "cdc_relay.binlog.quick"),
         *("cdc_relay.binlog.transactions", "cdc_relay.binlog.batches", "cdc_relay.binlog.xa"),
+        "cdc_relay.binlog.place",
         *("consumer", "consumer.delivery"),
     ),
     "logic": (
