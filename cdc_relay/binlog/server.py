@@ -44,7 +44,9 @@ def head(connection: Connection) -> BinlogPosition:
 def describe_table(connection: Connection, table: str) -> list[DescribedColumn]:
     """The columns of ``table`` in the current database, by ordinal."""
     sql = (
-        "SELECT COLUMN_NAME, DATA_TYPE, CHARACTER_SET_NAME FROM INFORMATION_SCHEMA.COLUMNS "
+        "SELECT COLUMN_NAME, DATA_TYPE, "
+        "COALESCE(CHARACTER_SET_NAME, IF(CHARACTER_OCTET_LENGTH IS NULL, NULL, 'binary')) "
+        "FROM INFORMATION_SCHEMA.COLUMNS "
         "WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = :table ORDER BY ORDINAL_POSITION"
     )
     rows = connection.execute(text(sql), {"table": table})

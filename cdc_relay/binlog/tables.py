@@ -188,7 +188,7 @@ class OutboxTables:
             return None
         charsets = tuple(column.charset for column in table.columns)
         if table.names is not None and any(charsets):
-            return Shape(table, table.names, charsets)
+            return Shape(table, _as_ours(table.names), charsets)
         # binlog_row_metadata=MINIMAL: names, and on some servers character sets, must come from the server. With FULL
         # the latter too where the map leaves them in doubt.
         described = self._describe()
@@ -196,4 +196,9 @@ class OutboxTables:
             return None
         names = table.names or tuple(column.name for column in described)
         known = tuple(mapped or column.charset for mapped, column in zip(charsets, described, strict=True))
-        return Shape(table, names, known)
+        return Shape(table, _as_ours(names), known)
+
+
+def _as_ours(names: tuple[str, ...]) -> tuple[str, ...]:
+    """To the server, names of columns that differ by their case alone are one."""
+    return tuple(name.lower() for name in names)

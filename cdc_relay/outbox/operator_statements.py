@@ -32,8 +32,8 @@ class OperatorStatements(TableStatements):
     def dead(self, connection: Connection, limit: int) -> list[Row[Any]]:
         """The latest ``limit`` dead rows, newest first, with why. Changes nothing."""
         sql = (
-            "SELECT id, biz_type, topic, message_key, retry_count, created_at, updated_at, last_error "
-            f"FROM {self.table} WHERE status = 'dead' ORDER BY id DESC LIMIT :limit"
+            "SELECT id, biz_type, topic, CONVERT(message_key USING utf8mb4) AS message_key, retry_count, created_at, "
+            f"updated_at, last_error FROM {self.table} WHERE status = 'dead' ORDER BY id DESC LIMIT :limit"
         )
         return list(connection.execute(text(sql), {"limit": limit}))
 

@@ -7,7 +7,9 @@ in another order. Only the names in ``OUTBOX_COLUMNS`` are relied on.
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy.dialects import mysql
 from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
+from sqlalchemy.schema import CreateColumn
 
 DEFAULT_TABLE = "agent_outbox_messages"
 
@@ -55,6 +57,11 @@ def outbox_table(name: str = DEFAULT_TABLE, metadata: MetaData | None = None) ->
         mysql_engine="InnoDB",
         mysql_charset="utf8mb4",
     )
+
+
+def contract_column(name: str) -> str:
+    """The definition of a column of the outbox table, as it stands in SQL."""
+    return str(CreateColumn(outbox_table().columns[name]).compile(dialect=mysql.dialect()))
 
 
 def chat_tables(metadata: MetaData | None = None) -> tuple[Table, Table]:

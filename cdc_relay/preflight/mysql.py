@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cdc_relay.outbox.backoff import LAST_ERROR_CHARACTERS
 from cdc_relay.outbox.status import Status
-from cdc_relay.outbox.table import OUTBOX_COLUMNS
+from cdc_relay.outbox.table import OUTBOX_COLUMNS, contract_column
 from cdc_relay.preflight.check import Check, Level, ok
 from cdc_relay.preflight.facts import ColumnFacts, Essentials, Extras
 
@@ -15,11 +15,14 @@ from cdc_relay.preflight.facts import ColumnFacts, Essentials, Extras
 _OLDEST = {"MySQL": (8, 0), "MariaDB": (10, 6)}
 _INTEGERS = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 _TEXTS = frozenset({"char", "varchar", "tinytext", "text", "mediumtext", "longtext"})
+#: What GORM makes of []byte.
+_BINARIES = frozenset({"varbinary", "tinyblob", "blob", "mediumblob", "longblob"})
 _TIMES = frozenset({"datetime", "timestamp"})
 _TYPES = {
     **dict.fromkeys(("id", "retry_count", "max_retry"), _INTEGERS),
-    **dict.fromkeys(("biz_type", "topic", "message_key", "last_error"), _TEXTS),
-    "payload": _TEXTS | {"json"},
+    **dict.fromkeys(("biz_type", "topic", "last_error"), _TEXTS),
+    "message_key": _TEXTS | _BINARIES,
+    "payload": _TEXTS | _BINARIES | {"json"},
     "status": _TEXTS | {"enum"},
     **dict.fromkeys(("next_retry_at", "published_at", "consumed_at", "created_at", "updated_at"), _TIMES),
 }
@@ -121,18 +124,17 @@ def _faults(column: ColumnFacts) -> Iterator[tuple[str, str]]:
     """What is wrong with a column, and its definition that would be right."""
     name = column.name.lower()
     if column.type not in _TYPES[name]:
-        right = {_INTEGERS: "INT NOT NULL", _TIMES: "DATETIME(6) NULL"}.get(_TYPES[name], "VARCHAR(128) NOT NULL")
-        yield f"{name} is {column.declared}", f"{name} {'BIGINT AUTO_INCREMENT' if name == 'id' else right}"
+        yield f"{name} is {column.declared}", contract_column(name)
     elif name in _EMPTIED and not column.nullable:
         yield f"{name} is NOT NULL", f"{name} {column.declared} NULL"
     elif name == "last_error" and column.characters is not None and column.characters < LAST_ERROR_CHARACTERS:
-        yield f"last_error takes {column.characters} of {LAST_ERROR_CHARACTERS} characters", "last_error TEXT"
+        yield f"last_error takes {column.characters} of {LAST_ERROR_CHARACTERS} characters", contract_column(name)
     elif name == "last_error" and column.charset not in ("utf8mb4", None):
         yield f"last_error takes only {column.charset}", "last_error TEXT CHARACTER SET utf8mb4"
     elif name == "status":
         lacking = [status for status in Status if not _takes(column, status)]
         if lacking:
-            yield f"status does not take {', '.join(lacking)}", "status VARCHAR(32) NOT NULL"
+            yield f"status does not take {', '.join(lacking)}", contract_column(name)
 
 
 def _takes(column: ColumnFacts, value: str) -> bool:

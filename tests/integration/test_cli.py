@@ -197,6 +197,13 @@ def test_dead_rows_are_listed_and_requeued(place: Place) -> None:
     assert place.statuses() == ["pending"] * 4
 
 
+def test_keys_of_dead_rows_are_text_also_where_their_column_is_binary(place: Place) -> None:
+    place.insert("ключ", status="'dead'")
+    with place.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE agent_outbox_messages MODIFY message_key VARBINARY(255)"))
+    assert [row["message_key"] for row in json.loads(place.command("dead", "list", "--json").out)] == ["ключ"]
+
+
 def test_dead_rows_that_block_their_keys_are_shown_and_let_go(place: Place) -> None:
     place.insert("a", "a", "b", "", status="'dead'", last_error="'why'")
     place.insert("a", last_error="'held back: waits for an earlier row of the same message_key (id 1)'")

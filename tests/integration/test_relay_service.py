@@ -200,6 +200,34 @@ def test_a_start_without_a_usable_checkpoint_catches_up_from_the_table(
     assert ids_in(kafka_broker, outbox.topic, 23) == first + down + later
 
 
+@pytest.mark.parametrize("metadata", ["MINIMAL", "FULL"])
+def test_a_table_as_go_makes_it_of_bytes_and_with_names_in_another_case(
+    either_server: MysqlServer,
+    either_database_url: str,
+    kafka_broker: KafkaBroker,
+    topic: str,
+    tmp_path: Path,
+    metadata: str,
+) -> None:
+    outbox = Outbox(either_database_url, topic)
+    settings = settings_for(either_database_url, kafka_broker.bootstrap_servers, tmp_path)
+    outbox.run(
+        f"SET GLOBAL binlog_row_metadata = {metadata}",
+        "ALTER TABLE agent_outbox_messages CHANGE payload Payload LONGBLOB NOT NULL, "
+        "CHANGE message_key MESSAGE_KEY VARBINARY(255) NOT NULL, CHANGE biz_type Biz_Type VARCHAR(64) NOT NULL",
+    )
+    before = [outbox.add("ключ", n) for n in range(3)]
+    with running_relay(settings, sweep=False):
+        outbox.wait_published(before)
+        later = [outbox.add("ключ", n) for n in range(3)]
+        outbox.wait_published(later)
+    outbox.run("SET GLOBAL binlog_row_metadata = DEFAULT")
+    outbox.engine.dispose()
+    records = read_topic(kafka_broker.bootstrap_servers, topic, 6)
+    assert [outbox_id(record) for record in records] == before + later
+    assert {record.key() for record in records} == {"ключ".encode()}
+
+
 def test_rows_that_no_retry_can_cure_are_dead_at_once_and_hold_nobody_up(
     outbox: Outbox, settings: Settings, kafka_broker: KafkaBroker
 ) -> None:

@@ -36,8 +36,11 @@ OURS = {
     "id": ["BIGINT AUTO_INCREMENT PRIMARY KEY", "BIGINT UNSIGNED AUTO_INCREMENT PRIMARY KEY"],
     "biz_type": ["VARCHAR(64) NOT NULL", "VARCHAR(300) NOT NULL"],
     "topic": ["VARCHAR(128) NOT NULL", "VARCHAR(400) NOT NULL"],
-    "message_key": ["VARCHAR(128) NULL", "VARCHAR(128) CHARACTER SET gbk NULL", "CHAR(60) NULL"],
-    "payload": ["LONGTEXT NULL", "MEDIUMTEXT NULL", "LONGTEXT CHARACTER SET utf8mb4 NULL"],
+    "message_key": [
+        *("VARCHAR(128) NULL", "VARCHAR(128) CHARACTER SET gbk NULL", "CHAR(60) NULL"),
+        *("VARBINARY(200) NULL", "BLOB NULL"),
+    ],
+    "payload": ["LONGTEXT NULL", "MEDIUMTEXT NULL", "LONGTEXT CHARACTER SET utf8mb4 NULL", "LONGBLOB NULL"],
     "status": ["VARCHAR(32) NOT NULL DEFAULT 'pending'"],
     "retry_count": ["INT NOT NULL DEFAULT 0", "BIGINT NULL DEFAULT 0"],
     "max_retry": ["INT NOT NULL DEFAULT 20", "BIGINT NULL DEFAULT 20"],
@@ -85,7 +88,10 @@ _key = st.none() | st.text("abcXYZ 你好123-_", max_size=30).map(str.rstrip)
 @st.composite
 def tables(draw: st.DrawFn) -> list[tuple[str, str, str | None]]:
     """Columns in some order: name, type, and the SQL of the value of others' columns."""
-    columns: list[tuple[str, str, str | None]] = [(n, draw(st.sampled_from(forms)), None) for n, forms in OURS.items()]
+    spelt = draw(st.sampled_from([str.lower, str.upper, str.title]))
+    columns: list[tuple[str, str, str | None]] = [
+        (spelt(name), draw(st.sampled_from(forms)), None) for name, forms in OURS.items()
+    ]
     for number, index in enumerate(draw(st.lists(st.integers(0, len(OTHERS) - 1), max_size=8))):
         kind, value = OTHERS[index]
         columns.append((f"other_{number}", kind, draw(st.sampled_from([value, "NULL"])) if value else None))
