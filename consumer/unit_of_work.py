@@ -110,7 +110,7 @@ def translate_refusal(error: BaseException) -> RelayError:
 
 
 def consumer_engine(settings: DatabaseSettings, *, connections: int = 1) -> Engine:
-    """An engine on which a value that does not fit is an error, and a locked row is waited for within bounds."""
+    """An engine on which a locked row is waited for longer than on the relay's, within bounds."""
     engine = make_engine(settings, pool_size=connections)
     # Below the read timeout, so that the server ends the wait and not a connection that looks dead.
     lock_wait_s = max(1, min(10, int(settings.read_timeout_s / 2)))
@@ -118,12 +118,6 @@ def consumer_engine(settings: DatabaseSettings, *, connections: int = 1) -> Engi
     @event.listens_for(engine, "connect")
     def _configure_session(connection: Any, _: Any) -> None:
         with connection.cursor() as cursor:
-            # Without a strict mode MySQL cuts what is too long and says so in a warning that nobody reads. The other
-            # would make a backslash an ordinary character, which ``quoted`` does not expect.
-            cursor.execute(
-                "SET SESSION sql_mode = "
-                "CONCAT(REPLACE(@@sql_mode, 'NO_BACKSLASH_ESCAPES', ''), ',STRICT_ALL_TABLES'), "
-                f"SESSION innodb_lock_wait_timeout = {lock_wait_s}"
-            )
+            cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}")
 
     return engine

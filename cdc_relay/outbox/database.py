@@ -62,9 +62,20 @@ _HINTS = {
 
 _SHORTEST_SILENCE_S = 15
 
+#: What a server may have set for everybody and our statements do not expect: that values which do not fit are cut, that
+#: a backslash is an ordinary character, that a SELECT gives no more than so many rows or may take only so long. Each
+#: server takes the second kind of comment for a part of the statement if it is its own, and for a comment if not.
+_OUR_SESSION = (
+    "SESSION sql_mode = 'STRICT_ALL_TABLES', SESSION sql_select_limit = 18446744073709551615 "
+    "/*!80000 , SESSION max_execution_time = 0 */ /*M!100600 , SESSION max_statement_time = 0 */"
+)
+
 
 def make_engine(settings: DatabaseSettings, *, pool_size: int = 2) -> Engine:
-    """An engine whose every wait is bounded: READ COMMITTED (no gap locks), utf8mb4, pinged before use."""
+    """An engine whose every wait is bounded: READ COMMITTED (no gap locks), utf8mb4, pinged before use.
+
+    A value that does not fit its column is an error.
+    """
     return create_engine(
         settings.parsed,
         isolation_level="READ COMMITTED",
@@ -95,7 +106,9 @@ def _init_command(settings: DatabaseSettings) -> str:
     # Above it, so that the server gives up a connection, with the row locks that it may hold, soon after we have: a
     # peer that vanished is noticed by neither TCP nor MySQL for hours.
     silence_s = max(_SHORTEST_SILENCE_S, int(settings.read_timeout_s * 1.5))
-    return f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}, SESSION wait_timeout = {silence_s}"
+    return (
+        f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}, SESSION wait_timeout = {silence_s}, {_OUR_SESSION}"
+    )
 
 
 @contextmanager

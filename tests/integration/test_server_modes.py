@@ -158,6 +158,26 @@ def test_names_are_written_in_another_case_than_the_server_keeps_them(
         outbox.engine.dispose()
 
 
+@pytest.mark.parametrize("flavour", ["mysql", "mariadb"])
+def test_what_a_server_sets_for_everybody_does_not_cut_what_we_read(
+    flavour: Literal["mysql", "mariadb"], kafka_broker: KafkaBroker, topic: str, tmp_path: Path
+) -> None:
+    with MysqlServer(flavour=flavour) as server:
+        outbox = Outbox(server.url, topic)
+        metadata = MetaData()
+        outbox_table(metadata=metadata)
+        metadata.create_all(outbox.engine)
+        ids = [outbox.add(f"k{n % 3}", n) for n in range(30)]
+        longest = "max_execution_time = 1" if flavour == "mysql" else "max_statement_time = 0.001"
+        modes = "ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,PAD_CHAR_TO_FULL_LENGTH,HIGH_NOT_PRECEDENCE"
+        outbox.run(f"SET GLOBAL sql_select_limit = 7, GLOBAL sql_mode = '{modes}', GLOBAL {longest}")
+        settings = settings_for(server.url, kafka_broker.bootstrap_servers, tmp_path)
+        with running_relay(settings, sweep=False):
+            ids += [outbox.add("k's \\ \"key\"", n) for n in range(3)]
+            assert published(outbox, kafka_broker, ids) == ids
+        outbox.engine.dispose()
+
+
 def test_a_payload_of_sixty_megabytes_is_delivered(own_server: MysqlServer, outbox: Outbox, tmp_path: Path) -> None:
     limit = 100 * 2**20
     with KafkaBroker(
