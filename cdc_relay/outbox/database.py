@@ -106,9 +106,7 @@ def _init_command(settings: DatabaseSettings) -> str:
     # Above it, so that the server gives up a connection, with the row locks that it may hold, soon after we have: a
     # peer that vanished is noticed by neither TCP nor MySQL for hours.
     silence_s = max(_SHORTEST_SILENCE_S, int(settings.read_timeout_s * 1.5))
-    return (
-        f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}, SESSION wait_timeout = {silence_s}, {_OUR_SESSION}"
-    )
+    return f"SET SESSION innodb_lock_wait_timeout = {lock_wait_s}, SESSION wait_timeout = {silence_s}, {_OUR_SESSION}"
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def test_what_a_server_sets_for_everybody_does_not_cut_what_we_read(
         outbox.run(f"SET GLOBAL sql_select_limit = 7, GLOBAL sql_mode = '{modes}', GLOBAL {longest}")
         settings = settings_for(server.url, kafka_broker.bootstrap_servers, tmp_path)
         with running_relay(settings, sweep=False):
-            ids += [outbox.add("k's \\ \"key\"", n) for n in range(3)]
+            ids += [outbox.add('k\'s \\ "key"', n) for n in range(3)]
             assert published(outbox, kafka_broker, ids) == ids
         outbox.engine.dispose()
 
