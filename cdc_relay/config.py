@@ -85,7 +85,8 @@ class KafkaSettings(Section):
 
     bootstrap_servers: str = Field("", description="host:port, several joined by commas")
     properties: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="any librdkafka property; ours are the defaults below it"
+        default_factory=dict,
+        description="any librdkafka property but those that the promise rests on; ours are defaults",
     )
 
     def client_properties(self, **defaults: str | int | float | bool) -> dict[str, Any]:

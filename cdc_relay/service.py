@@ -19,7 +19,8 @@ from cdc_relay.checkpoint import Checkpointer, FileCheckpointStore
 from cdc_relay.config import RELAY_ADMIN_PORT, Settings
 from cdc_relay.errors import CheckpointError, DatabaseError, ProducerFatal, RelayError, StaleSource
 from cdc_relay.fresh_rows import TailProgress
-from cdc_relay.kafka.publisher import BATCH_BYTES, KafkaPublisher
+from cdc_relay.kafka.properties import BATCH_BYTES
+from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.lease import Leadership, lock_names
 from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics, process_registry

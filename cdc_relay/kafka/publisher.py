@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException, Producer
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError, KafkaUnavailable, PoisonRow, ProducerFatal, RetryableRow, RowError
 from cdc_relay.kafka.limits import TopicLimits
+from cdc_relay.kafka.properties import BATCH_BYTES, producer_properties
 from cdc_relay.outbox.envelope import Record
 
 #: For what librdkafka says.
@@ -36,8 +37,6 @@ _TOPIC_APPEARS_S = 0.5
 _TOPIC_MISSING_FOR_S = 5.0
 _REMEMBERED_MISSING = 10_000
 
-#: Bytes of records sent together, where the topics take so many; their own default is 1,048,588.
-BATCH_BYTES = 1_000_000
 _SMALLEST_BATCH_BYTES = 1_000
 
 #: How long the first record of a topic waits to hear how much the topic takes.
@@ -80,7 +79,7 @@ class KafkaPublisher:
         self, settings: KafkaSettings, *, logger: logging.Logger = _LOGGER, batch_bytes: int = BATCH_BYTES
     ) -> None:
         """Begin to connect; nothing here waits for it. ``batch_bytes``: what the publisher before this one has
-        learned, see there. Raises ConfigurationError for properties that librdkafka refuses."""
+        learned, see there. Raises ConfigurationError for properties that we or librdkafka refuse."""
         self._fatal: str | None = None
         self._servers = settings.bootstrap_servers
         self.topics: set[str] = set()  # of the port
@@ -89,30 +88,8 @@ class KafkaPublisher:
         self._polling = Lock()
         self.brokers_down = False
         """Whether no broker could be reached when that was heard last; for health, not for decisions."""
-        properties = settings.client_properties(
-            client_id="cdc-relay",
-            acks="all",
-            enable_idempotence=True,
-            # The same key goes to the same partition as from Java and Go clients; records without a key are spread.
-            partitioner="murmur2_random",
-            # Under load batches fill while the one before is on its way; waiting would only cost latency.
-            linger_ms=0,
-            message_timeout_ms=0,
-            # What a broker takes is the broker's decision; its answer makes the row dead with the limit's name.
-            message_max_bytes=1_000_000_000,
-            batch_size=BATCH_BYTES,
-            # The relay bounds what is in flight by itself; these only have to be larger.
-            queue_buffering_max_messages=1_000_000,
-            queue_buffering_max_kbytes=2_097_151,
-            reconnect_backoff_max_ms=2_000,
-            # A connection without an answer for so long is made anew; the broker must give up its wait for replicas
-            # before. Of what is sent again the broker keeps one.
-            socket_timeout_ms=10_000,
-            request_timeout_ms=8_000,
-            topic_metadata_refresh_interval_ms=60_000,
-            log_connection_close=False,
-        )
-        self.batch_bytes = properties["batch.size"] = min(int(properties["batch.size"]), batch_bytes)
+        properties = producer_properties(settings, batch_bytes=batch_bytes)
+        self.batch_bytes: int = properties["batch.size"]
         """Bytes of records sent together at most. A broker refuses a whole batch that is larger than its topic takes,
         so a publisher that meets such a topic fails, and the next one must be made with this number."""
         self._limit_sources = TopicLimits(settings.client_properties(client_id="cdc-relay"), logger=logger)

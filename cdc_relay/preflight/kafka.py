@@ -13,6 +13,7 @@ from confluent_kafka.admin._resource import ResourceType
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError
+from cdc_relay.kafka.properties import producer_properties
 from cdc_relay.preflight.check import Check, Level, ok
 
 _ANSWER_S = 10.0
@@ -20,11 +21,11 @@ _AUTO_CREATE = "auto.create.topics.enable"
 
 
 def kafka_checks(settings: KafkaSettings, topics: Iterable[str]) -> list[Check]:
-    """Look for a broker, then for ``topics``. Raises ConfigurationError for properties that librdkafka refuses."""
+    """Look for a broker, then for ``topics``. Raises ConfigurationError for properties that a start would refuse."""
     said: list[Any] = []
-    properties = settings.client_properties(client_id="cdc-relay-check") | {"error_cb": said.append, "log_level": 0}
+    ours = {"client.id": "cdc-relay-check", "error_cb": said.append, "log_level": 0}
     try:
-        client = AdminClient(properties)
+        client = AdminClient(producer_properties(settings) | ours)
     except KafkaException as error:
         raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
     try:
