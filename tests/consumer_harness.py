@@ -14,7 +14,11 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message, Producer
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
+
+# From where they are defined: to mypy the public module does not export them.
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import create_engine, text
 
@@ -118,7 +122,7 @@ class World:
         return ids
 
     def produce_bytes(
-        self, value: bytes | None, key: bytes | None = b"k", headers: Sequence[tuple[str, bytes]] = ()
+        self, value: bytes | None, key: bytes | None = b"k", headers: Sequence[tuple[str, str | bytes | None]] = ()
     ) -> None:
         self.producer.produce(self.topic, value, key, headers=list(headers), on_delivery=self._delivered)
         self.producer.poll(0)

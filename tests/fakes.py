@@ -256,15 +256,15 @@ class FakeOutboxTable:
 
     # --- reading ---
 
-    def read_committed(self, _: Any, ids: Sequence[int]) -> list[OutboxRow]:
+    def read_committed(self, connection: Any, ids: Sequence[int]) -> list[OutboxRow]:
         return [self.rows[row_id].as_row for row_id in sorted(set(ids)) if row_id in self.rows]
 
-    def due(self, _: Any, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
+    def due(self, connection: Any, due_bound: datetime, limit: int, after_id: int = 0) -> list[PendingRow]:
         due = (row for row in self.rows.values() if row.is_due(due_bound) and row.id > after_id)
         found = sorted(due, key=lambda row: row.id)
         return [PendingRow(row.id, row.held, len(row.payload)) for row in found[:limit]]
 
-    def waiting(self, _: Any, due_bound: datetime, limit: int) -> list[WaitingRow]:
+    def waiting(self, connection: Any, due_bound: datetime, limit: int) -> list[WaitingRow]:
         found = sorted(
             row.id
             for row in self.rows.values()
@@ -275,27 +275,27 @@ class FakeOutboxTable:
         )
         return [WaitingRow(row_id, self.rows[row_id].message_key) for row_id in found[:limit]]
 
-    def held_rows(self, _: Any, *, dead_too: bool = False) -> list[WaitingRow]:
+    def held_rows(self, connection: Any, *, dead_too: bool = False) -> list[WaitingRow]:
         held = (r for r in self.rows.values() if (r.status == "pending" and r.held) or (dead_too and r.blocks))
         return [WaitingRow(row.id, row.message_key) for row in held]
 
-    def blocking_dead(self, _: Any) -> list[WaitingRow]:
+    def blocking_dead(self, connection: Any) -> list[WaitingRow]:
         return [WaitingRow(row.id, row.message_key) for row in self.rows.values() if row.blocks]
 
-    def still_pending(self, _: Any, ids: Iterable[int]) -> set[int]:
+    def still_pending(self, connection: Any, ids: Iterable[int]) -> set[int]:
         return {row_id for row_id in ids if row_id in self.rows and self.rows[row_id].status == "pending"}
 
-    def unmarked(self, _: Any, ids: Iterable[int]) -> set[int]:
+    def unmarked(self, connection: Any, ids: Iterable[int]) -> set[int]:
         found = (self.rows[row_id] for row_id in ids if row_id in self.rows)
         return {row.id for row in found if row.published_at is None and not row.keeps_note}
 
     # --- locking ---
 
-    def lock_due(self, _: Any, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
+    def lock_due(self, connection: Any, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
         found = [self.rows[row_id] for row_id in sorted(set(ids)) if row_id in self.rows and row_id not in self.locked]
         return [row.as_row for row in found if row.is_due(due_bound)]
 
-    def behind_published(self, _: Any, ids: Sequence[int]) -> set[int]:
+    def behind_published(self, connection: Any, ids: Sequence[int]) -> set[int]:
         def ahead(row: StoredRow) -> StoredRow | None:
             found = re.fullmatch(r"parked:.*\(id (\d+)\)", row.last_error or "")
             return self.rows.get(int(found[1])) if found else None
@@ -303,11 +303,11 @@ class FakeOutboxTable:
         rows = (self.rows[row_id] for row_id in ids if row_id in self.rows)
         return {row.id for row in rows if (blocker := ahead(row)) is not None and blocker.status == "published"}
 
-    def requeued(self, _: Any, ids: Sequence[int]) -> set[int]:
+    def requeued(self, connection: Any, ids: Sequence[int]) -> set[int]:
         rows = (self.rows[row_id] for row_id in ids if row_id in self.rows)
         return {row.id for row in rows if (row.last_error or "").startswith(REQUEUED)}
 
-    def lock_rows(self, _: Any, ids: Sequence[int]) -> dict[int, LockedRow]:
+    def lock_rows(self, connection: Any, ids: Sequence[int]) -> dict[int, LockedRow]:
         return {
             row.id: LockedRow(
                 row.id, row.message_key, row.status, row.retry_count, row.max_retry, row.next_retry_at,
@@ -316,7 +316,7 @@ class FakeOutboxTable:
             for row in (self.rows[row_id] for row_id in ids if row_id in self.rows)
         }  # fmt: skip
 
-    def lock_unconsumed(self, _: Any, published_before: datetime, limit: int) -> list[int]:
+    def lock_unconsumed(self, connection: Any, published_before: datetime, limit: int) -> list[int]:
         found = sorted(
             row.id
             for row in self.rows.values()
@@ -326,15 +326,15 @@ class FakeOutboxTable:
 
     # --- writing ---
 
-    def put_back(self, _: Any, ids: Sequence[int], now: datetime) -> int:
+    def put_back(self, connection: Any, ids: Sequence[int], now: datetime) -> int:
         changes = {"status": "pending", "next_retry_at": now, "published_at": None, "updated_at": now}
         return self._write(ids, lambda row: changes if row.status == "published" else None)
 
-    def lease(self, _: Any, ids: Sequence[int], until: datetime, now: datetime) -> int:
+    def lease(self, connection: Any, ids: Sequence[int], until: datetime, now: datetime) -> int:
         changes = {"next_retry_at": until, "published_at": None, "updated_at": now}
         return self._write(ids, lambda row: changes if row.status == "pending" else None)
 
-    def mark_published(self, _: Any, ids: Sequence[int], retry_count: int, now: datetime) -> int:
+    def mark_published(self, connection: Any, ids: Sequence[int], retry_count: int, now: datetime) -> int:
         def changes(row: StoredRow) -> dict[str, Any] | None:
             if row.published_at is not None:
                 return None
@@ -347,7 +347,7 @@ class FakeOutboxTable:
         return self._write(ids, changes)
 
     def mark_undelivered(
-        self, _: Any, row_id: int, retry_count: int, attempt: NextAttempt, reason: str, now: datetime
+        self, connection: Any, row_id: int, retry_count: int, attempt: NextAttempt, reason: str, now: datetime
     ) -> int:
         changes = {
             "retry_count": attempt.retry_count,
@@ -360,7 +360,7 @@ class FakeOutboxTable:
             [row_id], lambda row: changes if row.status == "pending" and row.retry_count == retry_count else None
         )
 
-    def hold_back(self, _: Any, ids: Sequence[int], behind: int, now: datetime) -> int:
+    def hold_back(self, connection: Any, ids: Sequence[int], behind: int, now: datetime) -> int:
         changes = {"last_error": f"{HELD_BACK} (id {behind})", "updated_at": now}
         return self._write(
             ids,
@@ -371,7 +371,7 @@ class FakeOutboxTable:
             ),
         )
 
-    def requeue_dead(self, _: Any, ids: Sequence[int] | None, now: datetime) -> int:
+    def requeue_dead(self, connection: Any, ids: Sequence[int] | None, now: datetime) -> int:
         def changes(row: StoredRow) -> dict[str, Any] | None:
             if row.status != "dead":
                 return None
@@ -380,7 +380,7 @@ class FakeOutboxTable:
 
         return self._write(self.rows if ids is None else ids, changes)
 
-    def discard_dead(self, _: Any, ids: Sequence[int] | None, now: datetime) -> int:
+    def discard_dead(self, connection: Any, ids: Sequence[int] | None, now: datetime) -> int:
         def changes(row: StoredRow) -> dict[str, Any] | None:
             return {"last_error": DISCARDED + (row.last_error or ""), "updated_at": now} if row.blocks else None
 

@@ -177,4 +177,6 @@ def read_topic(bootstrap_servers: str, topic: str, expected: int, patience_s: fl
 
 def outbox_id(record: Message) -> int:
     """The row that a record is of."""
-    return int(json.loads(record.value())["outbox_id"])
+    value = record.value()
+    assert value is not None
+    return int(json.loads(value)["outbox_id"])

@@ -6,13 +6,13 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse
 
 import pytest
-from prometheus_client import CollectorRegistry, Info
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client import CollectorRegistry, Info, Metric
+from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cdc_relay.admin import server as admin_server
@@ -21,6 +21,9 @@ from cdc_relay.admin.server import AdminServer, Health
 from cdc_relay.config import AdminSettings
 from cdc_relay.errors import ConfigurationError
 from cdc_relay.metrics import RelayMetrics, process_registry
+
+#: The library says no types here.
+parse_openmetrics: Callable[[str], Iterable[Metric]] = openmetrics_parser.text_string_to_metric_families
 
 WELL = Health(True, {"mysql": "connected"})
 ILL = Health(False, {"mysql": "away for 12 s", "kafka": "connected"})

@@ -296,7 +296,7 @@ def test_a_program_that_is_killed_while_it_saves_leaves_a_checkpoint_to_load(sto
             saved = int(saver.stdout.readline())
             time.sleep(chance.random() * 0.05)
             saver.kill()
-            saved = int((saver.stdout.read().split() or [saved])[-1])
+            saved = int((saver.stdout.read().split() or [str(saved)])[-1])
         found = store.load()
         assert found is not None
         # What it said is saved is there, or the one that it was about to tell of.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from threading import Event as StopFlag
 from typing import Any
@@ -20,7 +20,7 @@ from cdc_relay.errors import (
 )
 from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.sql import DISCARDED, PARKED, REQUEUED
+from cdc_relay.outbox.sql import DISCARDED, PARKED, REQUEUED, WaitingRow
 from consumer.delivery import KafkaRecord
 from consumer.plan import Outcome
 from consumer.registry import HandlerRegistry, Refused
@@ -60,7 +60,7 @@ class Stage:
         self.worker = Worker(
             source=self.source,
             registry=handlers or registry(),
-            unit_of_work=self.database.unit_of_work,
+            unit_of_work=self.database.unit_of_work,  # type: ignore[arg-type]  # a fake of a class
             bury=self.dead_letters.send,
             ride_out=self.ride_out,
             backoff=Backoff(),
@@ -523,7 +523,12 @@ def test_a_late_copy_of_a_row_that_was_let_go_blocks_nothing() -> None:
 
 def test_under_skip_dead_rows_are_not_even_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(FakeOutbox, "unsettled", lambda self, at, dead_too: asked.append(dead_too) or iter(()))
+
+    def unsettled(self: FakeOutbox, tables: FakeTables, *, dead_too: bool) -> Iterator[WaitingRow]:
+        asked.append(dead_too)
+        return iter(())
+
+    monkeypatch.setattr(FakeOutbox, "unsettled", unsettled)
     monkeypatch.delattr(FakeOutbox, "still_open")
     stage = Stage([FakeRow(1, b"k", "dead"), *rows(2)], [record(1), record(2)])
     assert stage.turn() == {Outcome.DUPLICATE: 1, Outcome.CONSUMED: 1}

@@ -108,7 +108,8 @@ class AnsweredWhileItCloses(Delivery):
 
     @property
     def _expected(self) -> int:
-        return self.__dict__.get("expected", -1)
+        count: int = self.__dict__.get("expected", -1)
+        return count
 
     @_expected.setter
     def _expected(self, count: int) -> None:

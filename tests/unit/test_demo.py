@@ -49,7 +49,7 @@ def test_a_second_copy_in_kafka_is_allowed_and_counted() -> None:
     ("changes", "expected"),
     [
         ({"ids": (1, 2, 3, 4)}, {"lost": 1}),
-        ({"outbox": GOOD.outbox | {4: "published"}}, {"lost": 1}),
+        ({"outbox": {**GOOD.outbox, 4: "published"}}, {"lost": 1}),
         ({"outbox": {k: v for k, v in GOOD.outbox.items() if k != 4}}, {"lost": 1}),
         ({"histories": {"a": [b"a0", b"a2"], "b": [b"b0", b"b1"]}}, {"lost": 1}),
         ({"histories": {"a": [b"a0", b"a1", b"a2"]}}, {"lost": 2}),
@@ -58,7 +58,7 @@ def test_a_second_copy_in_kafka_is_allowed_and_counted() -> None:
         ({"ids": (3, 1, 5, 2, 4)}, {"out_of_order": 1}),
         ({"ids": (1, 2, 3, 4, 5, 9)}, {"invented": 1}),
         ({"ids": (0, 1, 2, 3, 4, 5)}, {"invented": 1}),
-        ({"outbox": GOOD.outbox | {9: "pending"}}, {"invented": 1}),
+        ({"outbox": {**GOOD.outbox, 9: "pending"}}, {"invented": 1}),
         ({"histories": {"a": [b"a0", b"XX", b"a2"], "b": [b"b0", b"b1"]}}, {"lost": 1, "invented": 1}),
         ({"histories": {"a": [b"a0", b"a1", b"a2", b"b0"], "b": [b"b0", b"b1"]}}, {"invented": 1}),
         ({"message_counts": {"a": 4, "b": 2}}, {"wrong_counts": 1}),

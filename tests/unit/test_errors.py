@@ -36,7 +36,7 @@ def drawn() -> dict[str, Drawn]:
     return tree
 
 
-def real() -> dict[str, type[RelayError]]:
+def real() -> dict[str, type[Exception]]:
     return {
         name: found
         for name, found in vars(errors).items()
@@ -51,6 +51,7 @@ def test_the_docstring_draws_every_error_and_no_other() -> None:
 @pytest.mark.parametrize("name", real())
 def test_an_error_is_where_the_docstring_draws_it(name: str) -> None:
     found, said = real()[name], drawn()[name]
+    assert issubclass(found, RelayError)
     parent = found.__base__
     assert parent is not None
     assert said.parent == (None if found is RelayError else parent.__name__)
@@ -67,7 +68,9 @@ def test_an_error_is_where_the_docstring_draws_it(name: str) -> None:
     ],
 )
 def test_exit_codes_are_a_promise_to_scripts(name: str, code: int) -> None:
-    assert real()[name].exit_code == code
+    found = real()[name]
+    assert issubclass(found, RelayError)
+    assert found.exit_code == code
 
 
 def test_an_error_says_what_is_wrong_and_how_to_mend_it() -> None:

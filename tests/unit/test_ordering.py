@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from cdc_relay.cautious import CautiousPublisher
 from cdc_relay.errors import KafkaUnavailable, PoisonRow, RetryableRow
 from cdc_relay.outbox.envelope import Record, decode
 from cdc_relay.outbox.parking import Ordering
-from cdc_relay.outbox.sql import HELD_BACK, PARKED, REQUEUED
+from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.sql import HELD_BACK, PARKED, REQUEUED, WaitingRow
 from cdc_relay.parked_rows import refill
 from cdc_relay.parking import SharedParking
 from cdc_relay.sweeper import SweepCounts
@@ -31,7 +33,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def dead(row_id: int, key: str = "a", **changes: Any) -> StoredRow:
-    return StoredRow(row_id, key.encode(), **{"status": "dead", "retry_count": 20, "last_error": "why"} | changes)
+    values: dict[str, Any] = {"status": "dead", "retry_count": 20, "last_error": "why"}
+    return StoredRow(row_id, key.encode(), **values | changes)
 
 
 def sweep_all(rig: Rig) -> None:
@@ -122,9 +125,14 @@ def test_once_they_are_known_they_are_neither_locked_nor_read(monkeypatch: pytes
     for _ in range(6):  # they are met page by page, and nothing of others goes by them meanwhile
         rig.sweep()
     assert rig.sent == [20]
-    asked: list[list[int]] = []
+    asked: list[Sequence[int]] = []
     lock_due = rig.table.lock_due
-    rig.table.lock_due = lambda at, ids, due: asked.append(ids) or lock_due(at, ids, due)  # type: ignore[method-assign,func-returns-value]
+
+    def ask(connection: Any, ids: Sequence[int], due_bound: datetime) -> list[OutboxRow]:
+        asked.append(ids)
+        return lock_due(connection, ids, due_bound)
+
+    rig.table.lock_due = ask  # type: ignore[method-assign]
     rig.table.rows[30] = tried(30, "c")
     assert rig.sweep() == SweepCounts(sent=1, held_back=18)
     assert asked == [[30]]
@@ -228,8 +236,8 @@ def test_a_row_that_dies_while_the_table_is_asked_is_not_taken_for_decided_on() 
     rig.parking.hold(b"a", 1)
     ask = rig.table.blocking_dead
 
-    def dies_meanwhile(at: Any) -> Any:
-        found = ask(at)
+    def dies_meanwhile(connection: Any) -> list[WaitingRow]:
+        found = ask(connection)
         rig.table.rows[1] = dead(1)
         rig.parking.died(b"a", 1)  # as the status writer does when it has committed
         return found

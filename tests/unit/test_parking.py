@@ -143,7 +143,7 @@ def test_rows_that_wait_for_an_operator_are_not_among_those_that_wait_for_someth
     parking.died(b"partly", 2)
     parking.hold(b"free", 3)
     assert parking.waiting(10) == [1, 3]
-    assert (parking.dead, parking.blocked_keys, parking.keys) == ({2, 5}, 2, 3)
+    assert (parking.dead, parking.blocked_keys, parking.keys) == (frozenset({2, 5}), 2, 3)
     parking.revived([5])
     assert parking.waiting(10) == [1, 3, 5, 6, 7]
     assert parking.blocked_by(b"blocked", 8) == 5, "it holds them back until it is delivered"

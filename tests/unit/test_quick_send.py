@@ -37,7 +37,7 @@ payloads = st.sampled_from(
     ]
 )
 rows = st.builds(
-    lambda *values: BinlogRow(*values, False),
+    BinlogRow,
     st.integers(1, 50),
     st.sampled_from(["chat", "mail", 'q"']),
     st.sampled_from(["topic", "other", "missing", "not legal"]),
@@ -47,6 +47,7 @@ rows = st.builds(
     st.sampled_from([0] * 5 + [1]),
     packed_times,
     packed_times,
+    st.just(False),
 )
 
 

@@ -55,7 +55,7 @@ ROWS = st.builds(
     biz_type=st.sampled_from(["", "x", "chat"]),
     status=st.sampled_from(["pending", "published", "dead"]),
     retry_count=st.integers(0, 2),
-    next_retry_at=st.none() | st.datetimes(min_value=outbox_row(1).created_at),  # type: ignore[arg-type]
+    next_retry_at=st.none() | st.datetimes(min_value=outbox_row(1).created_at),
 )
 
 

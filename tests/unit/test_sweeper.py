@@ -40,9 +40,8 @@ def fresh(row_id: int, key: str = "", **changes: Any) -> StoredRow:
 
 def tried(row_id: int, key: str = "", **changes: Any) -> StoredRow:
     """It has failed before, and its next attempt is due."""
-    return StoredRow(
-        row_id, key.encode(), **{"retry_count": 1, "last_error": "broken", "next_retry_at": WALL} | changes
-    )
+    values: dict[str, Any] = {"retry_count": 1, "last_error": "broken", "next_retry_at": WALL}
+    return StoredRow(row_id, key.encode(), **values | changes)
 
 
 class Rig:
@@ -164,8 +163,8 @@ def test_a_row_that_is_decided_on_between_looking_and_locking_is_not_sent() -> N
     rig = Rig(tried(1), tried(2))
     due = rig.table.due
 
-    def consumed_meanwhile(*args: Any) -> list[PendingRow]:
-        found = due(*args)
+    def consumed_meanwhile(*args: Any, **named: Any) -> list[PendingRow]:
+        found = due(*args, **named)
         rig.table.rows[1] = replace(rig.table.rows[1], status="consumed")
         return found
 
@@ -277,8 +276,8 @@ def test_when_the_lease_fails_nothing_is_sent() -> None:
     rig = Rig(tried(1))
     lease = rig.table.lease
 
-    def fail(*args: Any) -> int:
-        lease(*args)
+    def fail(*args: Any, **named: Any) -> int:
+        lease(*args, **named)
         raise DatabaseUnavailable("away")
 
     rig.table.lease = fail  # type: ignore[method-assign]
@@ -552,10 +551,10 @@ def test_rows_are_sent_a_page_at_a_time() -> None:
     leases = 0
     lease = rig.table.lease
 
-    def count(*args: Any) -> int:
+    def count(*args: Any, **named: Any) -> int:
         nonlocal leases
         leases += 1
-        return lease(*args)
+        return lease(*args, **named)
 
     rig.table.lease = count  # type: ignore[method-assign]
     assert rig.sweep().sent == 7
@@ -585,11 +584,8 @@ def test_pages_are_bounded_by_rows_and_by_bytes_and_lose_nothing(sizes: list[int
 
 
 def published(row_id: int, seconds_ago: float, **changes: Any) -> StoredRow:
-    return StoredRow(
-        row_id,
-        b"k%d" % row_id,
-        **{"status": "published", "published_at": WALL - timedelta(seconds=seconds_ago)} | changes,
-    )
+    values: dict[str, Any] = {"status": "published", "published_at": WALL - timedelta(seconds=seconds_ago)}
+    return StoredRow(row_id, b"k%d" % row_id, **values | changes)
 
 
 def test_rows_published_long_ago_and_not_consumed_are_sent_again() -> None:

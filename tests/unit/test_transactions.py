@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from cdc_relay.binlog import transactions as module
 from cdc_relay.binlog import xa
 from cdc_relay.binlog.batches import TransactionBatch
+from cdc_relay.binlog.events import DAMAGED, parse_event, type_name
 from cdc_relay.binlog.events import EventType as E
-from cdc_relay.binlog.events import parse_event, type_name
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.binlog.transactions import TransactionAssembler
@@ -930,5 +930,5 @@ def test_a_damaged_frame_is_refused_in_our_terms(written: Written, data: st.Data
         given_frame = bytes(frame) if number == place else original
         try:
             reading.assembler.feed(parse_event(given_frame, 0, len(given_frame)))
-        except (*module.DAMAGED, StaleSource):
+        except (*DAMAGED, StaleSource):
             return

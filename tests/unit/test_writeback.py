@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -191,9 +192,9 @@ def test_ids_go_to_the_table_in_batches_in_their_order() -> None:
     batches: list[list[int]] = []
     mark = rig.table.mark_published
 
-    def marked(at: Any, ids: list[int], *rest: Any) -> int:
+    def marked(connection: Any, ids: Sequence[int], retry_count: int, now: datetime) -> int:
         batches.append(list(ids))
-        return mark(at, ids, *rest)
+        return mark(connection, ids, retry_count, now)
 
     rig.table.mark_published = marked  # type: ignore[method-assign]
     rig.complete(*range(25, 12, -1))
@@ -219,9 +220,9 @@ def test_rows_are_left_to_the_consumer_for_the_delay_and_those_that_it_marks_are
     written: list[int] = []
     mark = rig.table.mark_published
 
-    def marked(at: Any, ids: list[int], *rest: Any) -> int:
+    def marked(connection: Any, ids: Sequence[int], retry_count: int, now: datetime) -> int:
         written.extend(ids)
-        return mark(at, ids, *rest)
+        return mark(connection, ids, retry_count, now)
 
     rig.table.mark_published = marked  # type: ignore[method-assign]
     delivery = rig.complete(1, 2, 3)
@@ -364,14 +365,19 @@ def test_a_dead_row_holds_its_key_before_the_position_may_pass_it_where_that_is_
     delivery = rig.complete(failed={1: reason, 2: PoisonRow("no JSON")}, retry_counts={1: before})
     settle = delivery.settle
     seen: list[int | None] = []
-    delivery.settle = lambda: (seen.append(rig.parking.blocked_by(b"a", 9)), settle())[1]  # type: ignore[method-assign]
+
+    def look() -> None:
+        seen.append(rig.parking.blocked_by(b"a", 9))
+        settle()
+
+    delivery.settle = look  # type: ignore[method-assign]
     if answer_lost:
         rig.table.loses_the_answer = DatabaseUnavailable("the answer was lost")
         with pytest.raises(DatabaseUnavailable):
             rig.writer.run_once(NOW)
     rig.writer.run_once(NOW)
     assert seen == [1]
-    assert (rig.parking.dead, rig.parking.blocked_keys) == ({1}, 1)
+    assert (rig.parking.dead, rig.parking.blocked_keys) == (frozenset({1}), 1)
     assert {stored.status for stored in rig.table.rows.values()} == {"dead"}
 
 
