@@ -17,7 +17,11 @@ WARM_UP_S = 40.0
 _PARTITIONS = 6
 _VALUE = b"x" * 650
 _KEYS = 5_000
-_HEADERS = [("outbox_id", b"1000000"), ("biz_type", b"chat_history_persist"), ("created_at", b"x" * 32)]
+_HEADERS: list[tuple[str, str | bytes | None]] = [
+    ("outbox_id", b"1000000"),
+    ("biz_type", b"chat_history_persist"),
+    ("created_at", b"x" * 32),
+]
 
 #: By turns so long as fast as it goes, with few records unacknowledged as the relay has them; and at a steady pace.
 _TURN_S = 2.0

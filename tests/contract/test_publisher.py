@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 from confluent_kafka import KafkaError
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.delivery import Delivery

@@ -19,7 +19,7 @@ from cdc_relay.config_layers import load
 from cdc_relay.errors import ConfigurationError, DatabaseUnavailable, StaleSource
 from tests.harness import Outbox, eventually
 
-READERS = {"wire": BinlogSource, "library": LibrarySource}
+READERS: dict[str, type[BinlogSource]] = {"wire": BinlogSource, "library": LibrarySource}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from sqlalchemy import text
@@ -21,7 +21,6 @@ from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.reconcile import PendingRows
-from cdc_relay.sources import TransactionSource
 from tests.fakes import FakeSource
 from tests.harness import PATIENCE_S, Outbox
 
@@ -30,7 +29,15 @@ pytestmark = pytest.mark.mysql
 TABLE = "agent_outbox_messages"
 _server_ids = itertools.count(60_000)
 
-Open = Callable[[], AbstractContextManager[TransactionSource]]
+
+class Source(Protocol):
+    """What a ``TransactionSource`` and a ``PendingSource`` have in common."""
+
+    def read(self) -> list[TransactionBatch]:
+        """The next batches; may be empty."""
+
+
+Open = Callable[[], AbstractContextManager[Source]]
 
 
 @dataclass
@@ -55,17 +62,17 @@ def case(request: pytest.FixtureRequest, either_database_url: str, topic: str) -
         with outbox.engine.connect() as connection:
             return list(describe_table(connection, TABLE))
 
-    def from_binlog() -> AbstractContextManager[TransactionSource]:
+    def from_binlog() -> AbstractContextManager[Source]:
         database = DatabaseSettings(url=either_database_url)
         tables = OutboxTables(str(outbox.engine.url.database), TABLE, describe)
         dump = DumpConnection(database, TailSettings(), next(_server_ids), start, None)
         return closing(BinlogSource(dump, start, tables, on_unsupported=pytest.fail))
 
-    def from_table() -> AbstractContextManager[TransactionSource]:
+    def from_table() -> AbstractContextManager[Source]:
         pending = PendingRows(outbox.engine.begin, OutboxStatements())
         return closing(_WithClose(pending))
 
-    def fake() -> AbstractContextManager[TransactionSource]:
+    def fake() -> AbstractContextManager[Source]:
         with outbox.engine.connect() as connection:
             rows = OutboxStatements().read_committed(connection, sorted(outbox.rows()))
         reads = [[TransactionBatch([row], None)] for row in rows]
@@ -76,7 +83,7 @@ def case(request: pytest.FixtureRequest, either_database_url: str, topic: str) -
 
 
 class _WithClose:
-    def __init__(self, source: TransactionSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.read = source.read
 
     def close(self) -> None:

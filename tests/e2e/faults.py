@@ -216,7 +216,7 @@ def run(seed: int, minutes: float) -> Verdict:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="cdc-relay-faults-")))
         mysql = closing.enter_context(MysqlServer(flavour="mysql"))
         kafka_proxy = closing.enter_context(Proxy(0))
-        options = {
+        options: dict[str, str | int | bool] = {
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{kafka_proxy.port}",
             "auto.create.topics.enable": False,
         }

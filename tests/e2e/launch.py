@@ -77,7 +77,7 @@ def every_clock_ahead(seconds: float) -> None:
     clock_ahead(seconds)  # before others import it by name
     from cdc_relay.outbox.sql import TableStatements
 
-    TableStatements.database_now = staticmethod(lambda _: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
+    TableStatements.database_now = staticmethod(lambda connection: cdc_relay.outbox.clock.utc_now())  # type: ignore[method-assign]
 
 
 def fatal_producer(flag: Path) -> None:
@@ -89,7 +89,7 @@ def fatal_producer(flag: Path) -> None:
     libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "librdkafka" in line}
     library = ctypes.CDLL(next(iter(libraries)))
 
-    class Failing(cimpl.Producer):  # type: ignore[misc]
+    class Failing(cimpl.Producer):
         def poll(self, timeout: float = -1) -> Any:
             if flag.exists():
                 flag.unlink()

@@ -68,7 +68,12 @@ class Proxy:
 
     def reset(self) -> None:
         """RST to both ends of every connection."""
-        self._call(lambda: [link.reset() for link in list(self._links)])
+
+        def reset_all() -> None:
+            for link in list(self._links):
+                link.reset()
+
+        self._call(reset_all)
 
     def cut(self) -> None:
         """Reset every connection and refuse new ones, until ``heal``."""
@@ -79,7 +84,12 @@ class Proxy:
         """Half-open: what is open stays open for ever, and nothing passes any more towards the server (``up``) or the
         client (``down``). ``new``: so for connections to come, until ``heal``."""
         self._is_silent = new
-        self._call(lambda: [link.silence(up=up, down=down) for link in self._links])
+
+        def silence_all() -> None:
+            for link in self._links:
+                link.silence(up=up, down=down)
+
+        self._call(silence_all)
 
     def heal(self) -> None:
         """New connections work as they should. Those that were silenced stay so: their network has forgotten them."""
@@ -152,7 +162,7 @@ class Proxy:
             carrying.cancel()
             await asyncio.gather(carrying, return_exceptions=True)  # its error is that of the connection
 
-    def _call(self, action: Callable[[], Any]) -> None:
+    def _call(self, action: Callable[[], None]) -> None:
         async def run() -> None:
             action()
 

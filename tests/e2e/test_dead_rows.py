@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.mysql import MysqlServer
@@ -16,8 +19,8 @@ from tests.harness import eventually
 
 IN_FLIGHT = 300
 MORE = 60
-SETTINGS = {"tail__max_in_flight_rows": IN_FLIGHT, "retry__cap_s": 2}
-BLOCK = {"ordering__on_dead": "block"}
+SETTINGS: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT, "retry__cap_s": 2}
+BLOCK: dict[str, Any] = {"ordering__on_dead": "block"}
 ILLEGAL = "/no topic"
 
 

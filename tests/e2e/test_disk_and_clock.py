@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -22,7 +23,7 @@ from tests.e2e.stack import Stack, stack_on
 from tests.harness import eventually
 
 IN_FLIGHT = 300
-SETTINGS = {"tail__max_in_flight_rows": IN_FLIGHT}
+SETTINGS: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -18,7 +19,7 @@ from tests.e2e.stack import Stack, stack_on
 from tests.harness import eventually
 
 IN_FLIGHT = 500
-SETTINGS = {"tail__max_in_flight_rows": IN_FLIGHT}
+SETTINGS: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -24,7 +25,7 @@ MORE = 60
 
 @pytest.fixture
 def stack(mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path) -> Iterator[Stack]:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT, "checkpoint__interval_s": 0.05}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT, "checkpoint__interval_s": 0.05}
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         yield stack
 
@@ -84,7 +85,11 @@ def test_the_relay_is_killed_in_the_middle_of_writing_the_checkpoint(stack: Stac
 def test_a_kill_doubles_what_was_on_its_way_to_kafka_and_not_all_since_the_checkpoint(
     mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path
 ) -> None:
-    settings = {"tail__max_unacknowledged_rows": 100, "checkpoint__interval_s": 60, "writeback__mode": "none"}
+    settings: dict[str, Any] = {
+        "tail__max_unacknowledged_rows": 100,
+        "checkpoint__interval_s": 60,
+        "writeback__mode": "none",
+    }
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         stack.relay.start()
         eventually(stack.checkpoint.exists, "the first checkpoint")  # without one the table is caught up from again
@@ -103,7 +108,7 @@ def test_a_kill_doubles_what_was_on_its_way_to_kafka_and_not_all_since_the_check
 def test_a_kill_while_the_table_is_caught_up_from_doubles_what_was_not_marked_and_that_is_little(
     mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path
 ) -> None:
-    settings = {"tail__max_unacknowledged_rows": 100}
+    settings: dict[str, Any] = {"tail__max_unacknowledged_rows": 100}
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         stack.write_some(2_500, pause_s=(0.0, 0.0))
         [(row_id,)] = stack.sql("SELECT id FROM agent_outbox_messages ORDER BY id LIMIT 1 OFFSET 1000")

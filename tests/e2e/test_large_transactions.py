@@ -61,7 +61,7 @@ def records(stack: Stack) -> Counter[int]:
     """How often each row is in Kafka; fails when rows of a key are not in order."""
     consumer = Consumer({"bootstrap.servers": stack.kafka, "group.id": "large", "enable.auto.commit": False})
     found: Counter[int] = Counter()
-    last: dict[bytes, int] = {}
+    last: dict[bytes | None, int] = {}
     try:
         ends = {}
         for partition in range(stack.partitions):
@@ -72,13 +72,18 @@ def records(stack: Stack) -> Counter[int]:
         while ends:
             for record in consumer.consume(1_000, timeout=5.0):
                 assert record.error() is None
-                row_id = int(dict(record.headers())["outbox_id"])
+                header = dict(record.headers() or [])["outbox_id"]
+                assert header is not None
+                row_id = int(header)
                 found[row_id] += 1
                 if found[row_id] == 1:
                     assert last.get(record.key(), 0) < row_id
                     last[record.key()] = row_id
-                if record.offset() + 1 >= ends.get(record.partition(), 0):
-                    ends.pop(record.partition(), None)
+                offset, number = record.offset(), record.partition()
+                assert offset is not None
+                assert number is not None
+                if offset + 1 >= ends.get(number, 0):
+                    ends.pop(number, None)
     finally:
         consumer.close()
     return found

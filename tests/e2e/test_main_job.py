@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def kill_while_writing(stack: Stack, *, rows: int, conversations: int, large: in
 def test_twenty_thousand_rows_survive_three_kills_of_the_relay_and_one_of_the_consumer(
     mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path
 ) -> None:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         kills = kill_while_writing(stack, rows=20_000, conversations=500, large=8, seed=1)
         verdict = stack.verdict()
@@ -48,7 +49,7 @@ def test_twenty_thousand_rows_survive_three_kills_of_the_relay_and_one_of_the_co
 
 
 def test_the_same_holds_on_mariadb(mariadb_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path) -> None:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
     with stack_on(mariadb_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         kills = kill_while_writing(stack, rows=3_000, conversations=100, large=2, seed=2)
         verdict = stack.verdict()
@@ -60,7 +61,7 @@ def test_the_same_holds_on_mariadb(mariadb_server: MysqlServer, kafka_broker: Ka
 def test_the_same_holds_where_statuses_are_left_to_the_consumer(
     mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path, mode: str
 ) -> None:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT, "writeback__mode": mode}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT, "writeback__mode": mode}
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         kills = kill_while_writing(stack, rows=3_000, conversations=100, large=2, seed=3)
         verdict = stack.verdict()

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pymysql
 import pytest
@@ -20,7 +21,7 @@ from tests.harness import eventually
 
 #: A crash of a session may send what is in flight once more; nothing here has more in flight.
 IN_FLIGHT = 500
-SETTINGS = {"tail__max_in_flight_rows": IN_FLIGHT}
+SETTINGS: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def stack(
     mysql_server: MysqlServer, kafka_behind_proxy: KafkaBroker, mysql_proxy: Proxy, kafka_proxy: Proxy, tmp_path: Path
 ) -> Iterator[Stack]:
     kafka_proxy.heal()
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
     kafka = f"127.0.0.1:{kafka_proxy.port}"
     with stack_on(mysql_server, kafka, tmp_path, through=mysql_proxy.port, **settings) as stack:
         yield stack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ IN_FLIGHT = 300
 
 @pytest.fixture
 def stack(mysql_server: MysqlServer, own_kafka: KafkaBroker, tmp_path: Path) -> Iterator[Stack]:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT, "retry__cap_s": 2}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT, "retry__cap_s": 2}
     with stack_on(mysql_server, own_kafka.bootstrap_servers, tmp_path, **settings) as stack:
         yield stack
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ MORE = 60
 
 @pytest.fixture
 def stack(mysql_server: MysqlServer, kafka_broker: KafkaBroker, tmp_path: Path) -> Iterator[Stack]:
-    settings = {"tail__max_in_flight_rows": IN_FLIGHT}
+    settings: dict[str, Any] = {"tail__max_in_flight_rows": IN_FLIGHT}
     with stack_on(mysql_server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         yield stack
 
@@ -38,6 +40,15 @@ def lock_holder(stack: Stack) -> int | None:
     return None if found is None else int(found)
 
 
+def lock_has_moved(stack: Stack, holder: int) -> bool:
+    """Whether another connection holds the lock."""
+    return lock_holder(stack) not in (None, holder)
+
+
+def was_active_more_often(program: Program, times: int) -> bool:
+    return len(program.said("active")) > times
+
+
 def test_a_standby_takes_over_from_one_that_is_killed_and_the_first_waits_when_it_comes_back(
     stack: Stack, other: Program
 ) -> None:
@@ -52,7 +63,7 @@ def test_a_standby_takes_over_from_one_that_is_killed_and_the_first_waits_when_i
         times = len(waiting.said("active"))
         active.kill()
         began = time.monotonic()
-        eventually(lambda w=waiting, t=times: len(w.said("active")) > t, "the standby active")
+        eventually(partial(was_active_more_often, waiting, times), "the standby active")
         takeovers.append(time.monotonic() - began)
         active.start()
     writers.stop()
@@ -69,7 +80,7 @@ def test_a_relay_that_loses_the_lock_stops_before_the_other_starts(stack: Stack,
         stack.wait_for_rows(200)
         holder = eventually(lambda: lock_holder(stack), "a relay with the lock")
         stack.sql(f"KILL {holder}")
-        eventually(lambda h=holder: lock_holder(stack) not in (None, h), "the lock in other hands")
+        eventually(partial(lock_has_moved, stack, holder), "the lock in other hands")
     writers.stop()
     verdict = stack.verdict()
     verdict.require_good(duplicates=4 * (IN_FLIGHT + MORE))
@@ -98,7 +109,7 @@ def test_another_reader_with_the_same_server_id_is_named_and_costs_nothing(
     flavour: str, kafka_broker: KafkaBroker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     server = request.getfixturevalue(f"{flavour}_server")
-    settings = {"tail__server_id": 4711, "tail__max_in_flight_rows": IN_FLIGHT}
+    settings: dict[str, Any] = {"tail__server_id": 4711, "tail__max_in_flight_rows": IN_FLIGHT}
     with stack_on(server, kafka_broker.bootstrap_servers, tmp_path, **settings) as stack:
         stack.start()
         clash = {"CDC_NAME": "somebody-else", "CDC_CHECKPOINT__PATH": str(tmp_path / "clashing.json")}

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from cdc_relay.embedded.mysql import MysqlServer
+from tests.e2e.ledger import digest
 from tests.e2e.stack import Stack, stack_on
-from tests.e2e.verdict import Seen, Verdict, digest, judge
+from tests.e2e.verdict import Seen, Verdict, judge
 
 
 @pytest.fixture

@@ -86,16 +86,20 @@ def read_kafka(bootstrap_servers: str, topic: str) -> list[Seen]:
             for record in consumer.consume(1000, timeout=0.5):
                 assert record.error() is None, str(record.error())
                 seen.append(_seen(record.key(), record.value()))
-                if record.offset() + 1 >= left.get(record.partition(), 0):
-                    left.pop(record.partition(), None)
+                offset, partition = record.offset(), record.partition()
+                assert offset is not None
+                assert partition is not None
+                if offset + 1 >= left.get(partition, 0):
+                    left.pop(partition, None)
             assert time.monotonic() < deadline, f"Kafka does not give what it has: {left}"
     finally:
         consumer.close()
     return seen
 
 
-def _seen(key: bytes | None, value: bytes) -> Seen:
+def _seen(key: bytes | None, value: bytes | None) -> Seen:
     """The payload's bytes as they stand in the envelope, which nothing may have touched."""
+    assert value is not None
     row_id = int(json.loads(value)["outbox_id"])
     head = b'{"outbox_id": %d, "biz_type": "%b", "payload": ' % (row_id, BIZ_TYPE.encode())
     assert value.startswith(head), value[:200]

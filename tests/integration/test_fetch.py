@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 import pymysql
 import pytest
@@ -159,7 +160,7 @@ def test_an_answer_of_which_only_the_beginning_comes(either_database_url: str, e
     """The server closes the connection behind a part of the rows: what has come must not pass for all."""
     with transaction(engine) as killer, pytest.raises(pymysql.err.Error), engine.connect() as connection:
         number = connection.exec_driver_sql("SELECT CONNECTION_ID()").scalar()
-        driver = connection.connection.driver_connection
+        driver: Any = connection.connection.driver_connection
         reads = driver._rfile
 
         class KillsBehindTheFirst:

@@ -12,7 +12,8 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import make_url, text
 
 from cdc_relay import session
@@ -186,12 +187,12 @@ def test_a_start_without_a_usable_checkpoint_catches_up_from_the_table(
     elif fault == "damaged":
         path.write_bytes(path.read_bytes()[:-20])
     else:
-        changed = {
+        changes: dict[str, dict[str, Any]] = {
             "of another server": {"server": "11111111-2222-3333-4444-555555555555"},
             "from the future": {"position": type(saved.position)("binlog.999999", 4)},
             "purged": {"position": type(saved.position)("binlog.000000", 4)},
-        }[fault]
-        values = {name: getattr(saved, name) for name in saved.__dataclass_fields__} | changed
+        }
+        values = {name: getattr(saved, name) for name in saved.__dataclass_fields__} | changes[fault]
         store.save(type(saved)(**values))
     down = [outbox.add("k", n) for n in range(10)]
     with running_relay(settings, sweep=False):

@@ -23,7 +23,7 @@ from cdc_relay.binlog.source import BinlogSource
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.embedded.mysql import MysqlServer
-from cdc_relay.outbox.row import OutboxRow
+from cdc_relay.outbox.row import BinlogRow, OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from tests.conftest import fresh_database
 from tests.harness import PATIENCE_S
@@ -164,7 +164,7 @@ def read(stage: Stage, position: Any, expected: int, *, certain: bool = False) -
 
 def as_read(row: OutboxRow) -> OutboxRow:
     """Without what only the table can tell."""
-    return OutboxRow(*tuple(row.unpacked if hasattr(row, "unpacked") else row)[:9])
+    return OutboxRow(*(row.unpacked if isinstance(row, BinlogRow) else row)[:9])
 
 
 @given(

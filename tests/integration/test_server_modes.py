@@ -195,5 +195,7 @@ def test_a_payload_of_sixty_megabytes_is_delivered(own_server: MysqlServer, outb
             small = outbox.add("k", 1)
             outbox.wait_published([large, small])
         first, second = read_topic(broker.bootstrap_servers, outbox.topic, 2)
-        assert first.value().endswith(payload.encode() + b"}")
+        value = first.value()
+        assert value is not None
+        assert value.endswith(payload.encode() + b"}")
         assert [outbox_id(first), outbox_id(second)] == [large, small]

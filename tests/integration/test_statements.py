@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
@@ -37,6 +38,8 @@ NOW = datetime(2026, 1, 2, 3, 4, 5)
 LATER = NOW + timedelta(minutes=1)
 
 DATABASE = "statements"
+
+T = TypeVar("T")
 
 DDL = {
     # What GORM's AutoMigrate makes of plain struct fields: wide counts, milliseconds, text that takes no NULL.
@@ -108,7 +111,7 @@ class Outbox:
             found = connection.execute(text(f"SELECT * FROM {self.table} WHERE id = :id"), {"id": row_id})
             return dict(found.mappings().one())
 
-    def do(self, statement: Callable[[Connection], Any]) -> Any:
+    def do(self, statement: Callable[[Connection], T]) -> T:
         with transaction(self.engine) as connection:
             return statement(connection)
 
@@ -352,8 +355,10 @@ def test_a_dead_row_blocks_until_it_is_discarded_which_is_noted_once_and_keeps_i
     assert outbox.do(lambda c: outbox.operator.discard_dead(c, [blocking], NOW)) == 1
     assert outbox.do(lambda c: outbox.operator.discard_dead(c, [blocking], LATER)) == 0
     for learnt in (outbox.statements.held_rows, outbox.consumer.unsettled):
-        assert outbox.do(lambda c, learnt=learnt: list(learnt(c, dead_too=True))) == [(other, b"k")]
-        assert outbox.do(lambda c, learnt=learnt: list(learnt(c))) == []
+        with transaction(outbox.engine) as connection:
+            assert list(learnt(connection, dead_too=True)) == [(other, b"k")]
+        with transaction(outbox.engine) as connection:
+            assert list(learnt(connection)) == []
     row = outbox.row(blocking)
     assert (row["status"], row["last_error"], row["updated_at"]) == ("dead", f"{DISCARDED}why", NOW)
     assert outbox.do(outbox.statements.blocking_dead) == [(other, b"k")]
@@ -457,7 +462,7 @@ def test_publishing_twice_is_publishing_once(outbox: Outbox) -> None:
 def test_a_row_that_was_sent_before_is_not_held_back_as_unsent(outbox: Outbox) -> None:
     for values in ({"retry_count": 1}, {"published_at": BEFORE}):
         row_id = outbox.insert(**values)
-        assert outbox.do(lambda c, row_id=row_id: outbox.statements.hold_back(c, [row_id], 1, NOW)) == 0
+        assert outbox.do(partial(outbox.statements.hold_back, ids=[row_id], behind=1, now=NOW)) == 0
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -543,10 +548,11 @@ def test_pages_of_pending_rows_are_bounded_and_leave_nothing_out(
 
         return outbox.do(read)
 
-    pages, after = [], 0
-    while (found := page(after))[0] is not None:
-        after, page_ids = found
+    pages: list[list[int]] = []
+    end, page_ids = page(0)
+    while end is not None:
         pages.append(page_ids)
+        end, page_ids = page(end)
     assert [len(each) for each in pages] == expected
     assert [row_id for each in pages for row_id in each] == ids
 
@@ -575,7 +581,9 @@ def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) ->
     assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2))] == [late, never_scheduled]
     assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2, never_scheduled))] == [earlier]
     for after, expected in ((0, [late, never_scheduled, earlier]), (late, [never_scheduled, earlier])):
-        found = outbox.do(lambda c, after=after: outbox.statements.due_unmarked(c, NOW, NOW, 10, after))
+        found = outbox.do(
+            partial(outbox.statements.due_unmarked, due_bound=NOW, sent_bound=NOW, limit=10, after_id=after)
+        )
         assert [row.id for row in found] == expected
 
 
@@ -646,6 +654,7 @@ def test_still_pending_counts_and_the_oldest(outbox: Outbox) -> None:
     assert outbox.do(lambda c: outbox.statements.still_pending(c, [done, first, second, 999_999])) == {first, second}
     assert outbox.do(outbox.operator.count_by_status) == {"consumed": 1, "pending": 2}
     oldest = outbox.do(outbox.operator.oldest_pending)
+    assert oldest is not None
     assert (oldest.id, oldest.retry_count, oldest.last_error) == (first, 2, "why")
     assert (oldest.created_at, oldest.next_retry_at) == (BEFORE, LATER)
 
