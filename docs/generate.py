@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -95,7 +95,7 @@ def _figures(path: Path) -> str:
     return "\n\n".join([taken, *parts])
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], str]] = {
     "figures": figures,
     "settings": settings_table,
     "relay metrics": lambda: metrics_table("relay"),
@@ -135,7 +135,8 @@ def _takes(field: FieldInfo) -> str:
     )
     low = next((f"≥ {limit.ge}" for limit in limits if isinstance(limit, Ge)), "")
     low = next((f"> {limit.gt}" for limit in limits if isinstance(limit, Gt)), low)
-    high = next((f"≤ {limit.le}" for limit in limits if isinstance(limit, Le) and limit.le < 10**9), "")
+    bounds = [limit.le for limit in limits if isinstance(limit, Le)]
+    high = next((f"≤ {bound}" for bound in bounds if isinstance(bound, int | float) and bound < 10**9), "")
     return ", ".join(filter(None, (name, low, "" if high == f"≤ {86_400 * 365}" else high)))
 
 
