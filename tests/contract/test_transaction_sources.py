@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 from sqlalchemy import text
@@ -21,8 +21,9 @@ from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.reconcile import PendingRows
+from cdc_relay.sources import TransactionSource
 from tests.fakes import FakeSource
-from tests.harness import PATIENCE_S, Outbox
+from tests.harness import PATIENCE_S, Outbox, eventually
 
 pytestmark = pytest.mark.mysql
 
@@ -70,24 +71,16 @@ def case(request: pytest.FixtureRequest, either_database_url: str, topic: str) -
 
     def from_table() -> AbstractContextManager[Source]:
         pending = PendingRows(outbox.engine.begin, OutboxStatements())
-        return closing(_WithClose(pending))
+        return nullcontext(pending)
 
     def fake() -> AbstractContextManager[Source]:
         with outbox.engine.connect() as connection:
             rows = OutboxStatements().read_committed(connection, sorted(outbox.rows()))
         reads = [[TransactionBatch([row], None)] for row in rows]
-        return closing(_WithClose(FakeSource(*reads)))
+        return nullcontext(FakeSource(*reads))
 
     yield Case(outbox, {"binlog": from_binlog, "table": from_table, "fake": fake}[request.param])
     outbox.engine.dispose()
-
-
-class _WithClose:
-    def __init__(self, source: Source) -> None:
-        self.read = source.read
-
-    def close(self) -> None:
-        pass
 
 
 def read(case: Case, count: int) -> list[TransactionBatch]:
@@ -139,3 +132,19 @@ def test_many_and_large_rows_come_in_parts_that_lose_nothing(case: Case) -> None
     batches = read(case, len(sizes))
     assert [len(row.payload) for row in given(batches)] == sizes or any(batch.doubtful for batch in batches)
     assert [row.id for row in given(batches)] == [row.id for row in case.stored()]
+
+
+@pytest.mark.parametrize("case", ["binlog", "fake"], indirect=True)
+def test_a_source_that_goes_on_tells_whether_a_read_would_wait(case: Case) -> None:
+    """By this the tailer knows that it is behind."""
+    sql = f"INSERT INTO {TABLE} (biz_type, topic, message_key, payload) VALUES ('t', 't', 'k', REPEAT('x', 1000))"
+    for _ in range(500):
+        case.outbox.run(sql)
+    with case.open() as opened:
+        source = cast(TransactionSource, opened)
+        found: list[OutboxRow] = []
+        while len(found) < 500:
+            eventually(lambda: source.has_more, "more to read")
+            found += given(source.read())
+        assert not source.has_more
+    assert [row.id for row in found] == sorted(case.outbox.rows())
