@@ -108,7 +108,8 @@ class MappedColumn:
     metadata: int
     """As the type defines it, e.g. the fraction digits of DATETIME2; the first byte is the low one."""
     charset: str | None = None
-    """MySQL's name of the character set, when the map says it beyond doubt."""
+    """MySQL's name of the character set, when the map says it beyond doubt; of a collation that we do not know
+    ``collation N``, which is the name of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,17 +196,31 @@ def _charsets(columns: list[MappedColumn], values: list[int], *, default: bool) 
     is_certain = not any(column.type in _DOUBTFUL_TYPES for column in columns)
     if is_certain and len(collations) == len(characters):  # or it is not certain whose they are
         for index, collation in zip(characters, collations, strict=True):
-            charsets[index] = _charset_name(collation)
+            charsets[index] = charset_name(collation)
     return charsets
 
 
-def _charset_name(collation: int) -> str | None:
+#: Collations that the driver does not know (INFORMATION_SCHEMA.COLLATION_CHARACTER_SET_APPLICABILITY of both servers):
+#: what MySQL 8+ has added, and MariaDB's Croatian and Burmese ones and, since 10.10, its uca1400 family.
+_NEWER = (
+    (range(255, 324), "utf8mb4"),
+    (range(576, 608), "utf8mb3"),
+    (range(608, 640), "utf8mb4"),
+    (range(2048, 2304), "utf8mb3"),
+    (range(2304, 2560), "utf8mb4"),
+)
+#: MariaDB's collations that do not pad stand so far above those that do.
+_NOPAD = range(1024, 2048)
+
+
+def charset_name(collation: int) -> str:
+    """The character set of a collation by its number; ``collation N`` when that is not known."""
     try:
         return str(charset_by_id(collation).name)  # type: ignore[attr-defined]  # missing in its stubs
     except KeyError:
-        # Newer collations than the driver knows: all that MySQL 8+ and MariaDB 10.10+ have added are of utf8mb4
-        # (MySQL 255-323, MariaDB 2048-2303 with the uca1400 family); others are read from the table.
-        return "utf8mb4" if 255 <= collation <= 323 else None
+        if collation in _NOPAD:
+            return charset_name(collation - _NOPAD.start)
+        return next((name for numbers, name in _NEWER if collation in numbers), f"collation {collation}")
 
 
 def _names(value: bytes) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from cdc_relay.binlog.connection import DumpConnection
 from cdc_relay.binlog.rows import _CODECS
 from cdc_relay.binlog.server import describe_table, head
 from cdc_relay.binlog.source import BinlogSource
+from cdc_relay.binlog.table_map import charset_name
 from cdc_relay.binlog.tables import OutboxTables
 from cdc_relay.config import DatabaseSettings, TailSettings
 from cdc_relay.embedded.mysql import MysqlServer
@@ -211,6 +212,19 @@ def test_the_binlog_gives_what_select_gives(
         wanted = OutboxStatements().read_committed(connection, [row.id for row in found])
     assert [as_read(row) for row in found] == [as_read(row) for row in wanted]
     assert len(found) == len(values)
+
+
+def test_the_character_set_of_every_collation_is_the_servers_or_not_known(stage: Stage) -> None:
+    with stage.engine.connect() as connection:
+        # MariaDB's COLLATIONS has no numbers for those that several character sets share.
+        is_mariadb = "MariaDB" in connection.exec_driver_sql("SELECT VERSION()").scalar_one()
+        told = "COLLATION_CHARACTER_SET_APPLICABILITY" if is_mariadb else "COLLATIONS"
+        found = connection.exec_driver_sql(f"SELECT ID, CHARACTER_SET_NAME FROM INFORMATION_SCHEMA.{told}").all()
+    collations = {int(number): str(name) for number, name in found if number is not None}
+    known = {number: charset_name(number) for number in collations}
+    known = {number: name for number, name in known.items() if not name.startswith("collation ")}
+    assert known == {number: collations[number] for number in known}
+    assert {number for number, name in collations.items() if name.startswith("utf8")} <= known.keys()
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 3_000_000, 17_000_000, 40_000_000])

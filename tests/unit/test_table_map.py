@@ -133,11 +133,17 @@ def test_without_character_sets_none_is_known() -> None:
         (255, "utf8mb4"),  # utf8mb4_0900_ai_ci
         (309, "utf8mb4"),  # utf8mb4_0900_bin
         (323, "utf8mb4"),  # the last that MySQL 8 has added
-        (2304, None),  # MariaDB's uca1400 family; which character set it is of is not looked into
-        (9999, None),
+        (608, "utf8mb4"),  # MariaDB's utf8mb4_croatian_mysql561_ci
+        (1032, "latin1"),  # its latin1_swedish_nopad_ci
+        (2048, "utf8mb3"),  # its uca1400 family
+        (2304, "utf8mb4"),  # its default since 11.5
+        (35, "collation 35"),  # ucs2
+        (1059, "collation 35"),
+        (2560, "collation 2560"),
+        (9999, "collation 9999"),
     ],
 )
-def test_collations_tell_the_character_set(collation: int, charset: str | None) -> None:
+def test_collations_tell_the_character_set(collation: int, charset: str) -> None:
     assert parse_table_map(table_map_body([varchar("v", 10, collation)])).columns[0].charset == charset
 
 

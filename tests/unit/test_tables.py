@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -135,6 +136,20 @@ def test_what_the_map_says_of_character_sets_wins_over_the_server(tables: Outbox
     binlog = Binlog()
     tables.map_table(event(binlog.table_map(1)), 4)
     assert decoded(tables, binlog.rows(outbox_row(1, biz_type="é"))) == ([outbox_row(1, biz_type="é")], True)
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_what_the_map_says_and_we_do_not_know_is_not_looked_up_in_the_table_of_today(
+    tables: OutboxTables, names: bool
+) -> None:
+    """It may have been converted since."""
+    columns = [replace(column, collation=column.collation and 35) for column in OUTBOX]
+    binlog = Binlog(columns=tuple(columns))
+    tables.map_table(event(binlog.table_map(1, names=names)), 4)
+    found = decoded(tables, binlog.rows(outbox_row(1, biz_type="x".encode("utf-16-be"))))
+    assert found is not None
+    rows, complete = found
+    assert ([row.id for row in rows], complete) == ([1], False)
 
 
 @pytest.mark.parametrize("columns", [[], DESCRIBED[:-1], [*DESCRIBED, DescribedColumn("new", "int", None)]])
