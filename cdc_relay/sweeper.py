@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 
 from sqlalchemy import Connection
 
@@ -19,7 +19,6 @@ from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
 from cdc_relay.fresh_rows import FreshRows, TailProgress
-from cdc_relay.logs import get_logger
 from cdc_relay.metrics import RelayMetrics
 from cdc_relay.outbox.clock import due_bound, to_column
 from cdc_relay.outbox.envelope import encode
@@ -29,17 +28,13 @@ from cdc_relay.outbox.sql import PendingRow
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parked_rows import ParkedRows
 from cdc_relay.parking import SharedParking
-
-log = get_logger(__name__)
+from cdc_relay.unconsumed import UnconsumedRows
 
 #: Due rows looked at in one run, without those that are known to be held back; the next run goes on with what is left.
 _SCAN_ROWS = 10_000
 
 #: Payload bytes read and sent together.
 _PAGE_BYTES = 16 * 2**20
-
-#: Seconds between two looks for rows that are published and not consumed: each reads all published ones in the index.
-_LOOK_FOR_UNCONSUMED_S = 30.0
 
 #: How often a sweep that waits for Kafka looks whether it must stop.
 _SETTLE_WAIT_S = 0.2
@@ -99,9 +94,11 @@ class Sweeper:
         self._batch_rows = batch_rows
         self._lease_s = lease_s
         self._redeliver_after_s = redeliver_published_after_s
-        self._redeliver_at = datetime.min.replace(tzinfo=UTC)
         self._fresh_rows = FreshRows(head, tail_progress)
         self._parked_rows = ParkedRows(parking, transaction, statements)
+        self._unconsumed_rows = UnconsumedRows(
+            transaction, statements, metrics, after_s=redeliver_published_after_s, batch_rows=batch_rows, zone=zone
+        )
         self._marks_tailed = marks_tailed
         self._safe_bytes = safe_bytes
         self._keeps_order = parking.ordering is not Ordering.NONE
@@ -116,7 +113,7 @@ class Sweeper:
         self._parked_rows.look()
         self._metrics.parked_keys.set(self._parking.keys)
         self._metrics.blocked_keys.set(self._parking.blocked_keys)
-        redelivering = self._put_back_unconsumed(now)
+        redelivering = self._unconsumed_rows.put_back(now)
         lowest_waiting: dict[bytes, int] = {}
         with self._transaction() as connection:
             if self._keeps_order:
@@ -248,32 +245,6 @@ class Sweeper:
         now = self._now()
         until = to_column(now + timedelta(seconds=self._lease_s), self._zone)
         self._statements.lease(connection, [row.id for row in rows], until, to_column(now, self._zone))
-
-    def _put_back_unconsumed(self, now: datetime) -> bool:
-        """Make rows pending again that were published long ago and are not consumed: Kafka may have lost their records.
-
-        True when there may be more of them. They take the way of all due rows from here on.
-        """
-        if not self._redeliver_after_s or now < self._redeliver_at:
-            return False
-        wall = to_column(now, self._zone)
-        before = to_column(now - timedelta(seconds=self._redeliver_after_s), self._zone)
-        with self._transaction() as connection:
-            ids = self._statements.lock_unconsumed(connection, before, self._batch_rows)
-            if ids:
-                self._statements.put_back(connection, ids, wall)
-        if ids:
-            self._metrics.sweep_rows.labels(outcome="redelivered").inc(len(ids))
-            log.warning(
-                f"{len(ids)} rows were published more than {self._redeliver_after_s:g} s ago and are not consumed; "
-                "they are sent again. Is the consumer running?",
-                action="redelivered",
-                rows=len(ids),
-            )
-        if len(ids) == self._batch_rows:
-            return True
-        self._redeliver_at = now + timedelta(seconds=min(_LOOK_FOR_UNCONSUMED_S, self._redeliver_after_s / 4))
-        return False
 
 
 def _pages(rows: list[PendingRow], batch_rows: int) -> Iterator[list[PendingRow]]:

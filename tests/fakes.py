@@ -316,13 +316,20 @@ class FakeOutboxTable:
             for row in (self.rows[row_id] for row_id in ids if row_id in self.rows)
         }  # fmt: skip
 
-    def lock_unconsumed(self, connection: Any, published_before: datetime, limit: int) -> list[int]:
-        found = sorted(
+    def oldest_published(self, connection: Any) -> datetime | None:
+        times = [row.published_at for row in self.rows.values() if row.status == "published" and row.published_at]
+        return min(times, default=None)
+
+    def unconsumed(self, connection: Any, published_before: datetime, limit: int) -> list[int]:
+        return sorted(
             row.id
             for row in self.rows.values()
             if row.status == "published" and row.published_at is not None and row.published_at <= published_before
-        )
-        return [row_id for row_id in found[:limit] if row_id not in self.locked]
+        )[:limit]
+
+    def lock_unconsumed(self, connection: Any, ids: Sequence[int], published_before: datetime) -> list[int]:
+        overdue = self.unconsumed(connection, published_before, len(self.rows))
+        return [row_id for row_id in overdue if row_id in ids and row_id not in self.locked]
 
     # --- writing ---
 

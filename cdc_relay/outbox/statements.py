@@ -20,6 +20,7 @@ from cdc_relay.outbox.sql import (
     PendingRow,
     TableStatements,
     WaitingRow,
+    as_wall,
     failure,
     found_row,
     listed,
@@ -153,6 +154,24 @@ class OutboxStatements(TableStatements):
         sql = f"SELECT id FROM {self.table} WHERE id IN ({listed(ids)}) AND published_at IS NULL AND NOT {KEEPS_NOTE}"
         return set(connection.exec_driver_sql(sql).scalars())
 
+    def oldest_published(self, connection: Connection) -> datetime | None:
+        """When that row was published which of those that are not consumed has waited longest; None when there is none.
+
+        Changes nothing. Costs the server some 4 µs for each published row, as ``unconsumed`` does.
+        """
+        return as_wall(
+            connection.execute(text(f"SELECT MIN(published_at) FROM {self.table} WHERE status = 'published'")).scalar()
+        )
+
+    def unconsumed(self, connection: Connection, published_before: datetime, limit: int) -> list[int]:
+        """Up to ``limit`` rows that are published since before that time; their ids, lowest first. Changes nothing."""
+        sql = (
+            f"SELECT id FROM {self.table} WHERE status = 'published' AND published_at <= :before "
+            "ORDER BY id LIMIT :limit"
+        )
+        found = connection.execute(text(sql), {"before": published_before, "limit": limit})
+        return [int(row_id) for row_id in found.scalars()]
+
     def touch_none(self, connection: Connection) -> None:
         """Name every column that the relay writes, of no row: raises what a real write would. Changes nothing."""
         columns = ("status", "retry_count", "next_retry_at", "last_error", "published_at", "updated_at")
@@ -172,25 +191,16 @@ class OutboxStatements(TableStatements):
         )
         return [found_row(found) for found in fetch(connection, sql, {"due_bound": due_bound})]
 
-    def lock_unconsumed(self, connection: Connection, published_before: datetime, limit: int) -> list[int]:
-        """Lock up to ``limit`` rows that are published since before that time, passing over locked ones; their ids,
-        lowest first. Changes nothing by itself: ``put_back`` follows in the same transaction.
+    def lock_unconsumed(self, connection: Connection, ids: Sequence[int], published_before: datetime) -> list[int]:
+        """Lock those of ``ids`` that are published since before that time, in id order, passing over locked ones.
+
+        Changes nothing by itself: ``put_back`` follows in the same transaction.
         """
         sql = (
-            f"SELECT id FROM {self.table} WHERE status = 'published' AND published_at <= :before "
-            "ORDER BY id LIMIT :limit"
+            f"SELECT id FROM {self.table} WHERE id IN ({listed(ids)}) AND status = 'published' "
+            "AND published_at <= %(before)s ORDER BY id FOR UPDATE SKIP LOCKED"
         )
-        found = connection.execute(text(sql), {"before": published_before, "limit": limit})
-        ids = [int(row_id) for row_id in found.scalars()]
-        if not ids:
-            return []
-        # By id, since to lock while looking for them would lock every published row.
-        sql = (
-            f"SELECT id FROM {self.table} WHERE id IN :ids AND status = 'published' AND published_at <= :before "
-            "ORDER BY id FOR UPDATE SKIP LOCKED"
-        )
-        locked = connection.execute(with_ids(sql), {"ids": ids, "before": published_before})
-        return [int(row_id) for row_id in locked.scalars()]
+        return [int(row_id) for row_id in connection.exec_driver_sql(sql, {"before": published_before}).scalars()]
 
     def put_back(self, connection: Connection, ids: Sequence[int], now: datetime) -> int:
         """published -> pending, by the relay, for locked rows to be sent once more; ``retry_count`` stays."""

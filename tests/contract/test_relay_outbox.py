@@ -78,9 +78,12 @@ STEPS: dict[str, Step] = {
     ],
     "requeued": lambda outbox, at: outbox.requeued(at, ASKED),
     "lock_rows": lambda outbox, at: outbox.lock_rows(at, ASKED),
-    "lock_unconsumed": lambda outbox, at: outbox.lock_unconsumed(at, T0, 1_000),
-    "lock_unconsumed, a few": lambda outbox, at: outbox.lock_unconsumed(at, T0, 4),
-    "lock_unconsumed, none so old": lambda outbox, at: outbox.lock_unconsumed(at, T0 - timedelta(seconds=1), 4),
+    "oldest_published": lambda outbox, at: outbox.oldest_published(at),
+    "unconsumed": lambda outbox, at: outbox.unconsumed(at, T0, 1_000),
+    "unconsumed, a few": lambda outbox, at: outbox.unconsumed(at, T0, 4),
+    "unconsumed, none so old": lambda outbox, at: outbox.unconsumed(at, T0 - timedelta(seconds=1), 4),
+    "lock_unconsumed": lambda outbox, at: outbox.lock_unconsumed(at, ASKED, T0),
+    "lock_unconsumed, none so old": lambda outbox, at: outbox.lock_unconsumed(at, ASKED, T0 - timedelta(seconds=1)),
     "put_back": lambda outbox, at: outbox.put_back(at, ASKED, NOW),
     "lease": lambda outbox, at: outbox.lease(at, ASKED, LATER, NOW),
     "mark_published": lambda outbox, at: outbox.mark_published(at, ASKED, 0, NOW),
@@ -171,7 +174,7 @@ def test_rows_that_someone_else_has_locked_are_passed_over(
         OutboxStatements().lock_rows(other, sorted(fake.locked))
         with transaction() as connection:
             due = OutboxStatements().lock_due(connection, ids, NOW)
-            unconsumed = OutboxStatements().lock_unconsumed(connection, T0, 6)
+            unconsumed = OutboxStatements().lock_unconsumed(connection, published, T0)
     assert due == fake.lock_due(fake, ids, NOW)
-    assert unconsumed == fake.lock_unconsumed(fake, T0, 6)
+    assert unconsumed == fake.lock_unconsumed(fake, published, T0) == [*published[:1], *published[2:]]
     assert [row.id for row in due] == [ids[1], ids[2], ids[4], ids[5]]

@@ -283,12 +283,16 @@ def test_only_rows_published_before_the_time_given_are_put_back_lowest_first_and
     outbox.insert(status="published", published_at=LATER)
     outbox.insert(status="pending", published_at=BEFORE)
     outbox.insert(status="consumed", published_at=BEFORE)
-    found = outbox.do(lambda c: outbox.statements.lock_unconsumed(c, NOW, 2))
+    assert outbox.do(outbox.statements.oldest_published) == BEFORE
+    found = outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 2))
     assert found == old[:2]
+    everything = list(range(1, old[-1] + 4))
+    assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, everything, NOW)) == old
     outbox.do(lambda c: outbox.statements.put_back(c, found, NOW))
     row = outbox.row(old[0])
     assert (row["published_at"], row["next_retry_at"], row["retry_count"]) == (None, NOW, 2)
-    assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, NOW, 10)) == old[2:]
+    assert outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 10)) == old[2:]
+    assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, everything, NOW)) == old[2:]
 
 
 def fail(outbox: Outbox, by: str, row_id: int, sent_with: int, attempt: NextAttempt, reason: str) -> None:

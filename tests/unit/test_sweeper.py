@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from cdc_relay import sweeper as module
+from cdc_relay import unconsumed
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery
 from cdc_relay.errors import DatabaseUnavailable, KafkaUnavailable, PoisonRow, RetryableRow
@@ -623,6 +624,42 @@ def test_they_are_looked_for_now_and_then_and_to_the_end() -> None:
     rig.sweep()
     rig.sweep()
     assert 6 in rig.sent
+
+
+def test_nobody_looks_for_them_before_the_oldest_can_have_waited_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reads every published row for it."""
+    rig = Rig(published(1, 10), published(2, 50), redeliver_published_after_s=1_000)
+    looks: list[datetime] = []
+    oldest = rig.table.oldest_published
+
+    def look(connection: Any) -> datetime | None:
+        looks.append(rig.now)
+        return oldest(connection)
+
+    monkeypatch.setattr(rig.table, "oldest_published", look)
+    began = rig.now
+    while rig.now < began + timedelta(seconds=1_020):
+        rig.sweep()
+        rig.now += timedelta(seconds=5)
+    assert [round((at - began).total_seconds()) for at in looks] == [0, 950, 980, 1_010]
+    assert rig.sent == [2, 1]
+
+
+def test_of_very_many_a_look_brings_some_and_the_next_one_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unconsumed, "_FOUND_ROWS", 4)
+    rig = Rig(*(published(n, 200) for n in range(1, 12)), redeliver_published_after_s=100, batch_rows=3)
+    while rig.sweep().more:
+        pass
+    assert sorted(rig.sent) == list(range(1, 12))
+
+
+def test_those_that_were_consumed_since_they_were_found_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(*(published(n, 200) for n in range(1, 5)), redeliver_published_after_s=100, batch_rows=2)
+    rig.sweep()
+    rig.table.rows[3] = replace(rig.table.rows[3], status="consumed")
+    while rig.sweep().more:
+        pass
+    assert sorted(rig.sent) == [1, 2, 4]
 
 
 # --- any order of events ----------------------------------------------------------------------------------------------
