@@ -1,7 +1,8 @@
 """Rows that were published long ago and are not consumed: Kafka may have lost their records, so they are sent again.
 
 To look for them the server reads every published row, some 4 µs each, and while a consumer is far behind there may be
-millions. So the oldest is asked for first, and nobody looks before that one can have waited too long.
+millions. So one run of the sweep looks at a page of them, and when all were seen, nobody looks again before the oldest
+can have waited too long.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from cdc_relay.outbox.statements import OutboxStatements
 
 log = get_logger(__name__)
 
-#: Ids that one look brings at most; they are put back in batches.
-_FOUND_ROWS = 10_000
+#: Published rows that one run looks at; those found among them are put back in batches.
+_PAGE_ROWS = 100_000
 
 #: Seconds between two looks at least.
 _PAUSE_S = 30.0
@@ -48,6 +49,10 @@ class UnconsumedRows:
         self._batch_rows = batch_rows
         self._zone = zone
         self._found: list[int] = []
+        self._seen_to = 0
+        """The last id of the page before, while not all have been looked at."""
+        self._oldest: datetime | None = None
+        """When the oldest one was published of those that were seen since the beginning."""
         self._look_at = datetime.min.replace(tzinfo=UTC)
 
     def put_back(self, now: datetime) -> bool:
@@ -70,13 +75,16 @@ class UnconsumedRows:
                 action="redelivered",
                 rows=len(ids),
             )
-        return bool(self._found) or now >= self._look_at
+        return bool(self._found) or self._seen_to > 0
 
     def _look(self, connection: Connection, now: datetime, before: datetime) -> None:
-        oldest = self._statements.oldest_published(connection)
-        if oldest is None or oldest > before:
-            since = now if oldest is None else min(now, from_column(oldest, self._zone))
-            self._look_at = max(since + self._after, now + self._pause)
+        page = self._statements.published_page(connection, self._seen_to, _PAGE_ROWS)
+        self._oldest = min(filter(None, (self._oldest, page.oldest)), default=None)
+        if page.oldest is not None and page.oldest <= before:
+            self._found = self._statements.unconsumed(connection, before, self._seen_to, _PAGE_ROWS)
+        if page.rows == _PAGE_ROWS:
+            self._seen_to = page.last_id
             return
-        self._found = self._statements.unconsumed(connection, before, _FOUND_ROWS)
-        self._look_at = now if len(self._found) == _FOUND_ROWS else now + self._pause
+        since = now if self._oldest is None else min(now, from_column(self._oldest, self._zone))
+        self._look_at = max(since + self._after, now + self._pause)
+        self._seen_to, self._oldest = 0, None

@@ -18,6 +18,7 @@ from cdc_relay.outbox.backoff import NextAttempt, cut_error
 from cdc_relay.outbox.envelope import Headers, Record
 from cdc_relay.outbox.row import LockedRow, OutboxRow
 from cdc_relay.outbox.sql import DISCARDED, HELD_BACK, PARKED, REQUEUED, PendingRow, WaitingRow
+from cdc_relay.outbox.statements import PublishedPage
 
 Report = Callable[[Any, Any], None]
 
@@ -316,19 +317,21 @@ class FakeOutboxTable:
             for row in (self.rows[row_id] for row_id in ids if row_id in self.rows)
         }  # fmt: skip
 
-    def oldest_published(self, connection: Any) -> datetime | None:
-        times = [row.published_at for row in self.rows.values() if row.status == "published" and row.published_at]
-        return min(times, default=None)
+    def _published(self, after_id: int, limit: int) -> list[StoredRow]:
+        above = sorted(row_id for row_id, row in self.rows.items() if row.status == "published" and row_id > after_id)
+        return [self.rows[row_id] for row_id in above[:limit]]
 
-    def unconsumed(self, connection: Any, published_before: datetime, limit: int) -> list[int]:
-        return sorted(
-            row.id
-            for row in self.rows.values()
-            if row.status == "published" and row.published_at is not None and row.published_at <= published_before
-        )[:limit]
+    def published_page(self, connection: Any, after_id: int, limit: int) -> PublishedPage:
+        page = self._published(after_id, limit)
+        oldest = min((row.published_at for row in page if row.published_at is not None), default=None)
+        return PublishedPage(len(page), page[-1].id if page else after_id, oldest)
+
+    def unconsumed(self, connection: Any, published_before: datetime, after_id: int, limit: int) -> list[int]:
+        page = self._published(after_id, limit)
+        return [row.id for row in page if row.published_at is not None and row.published_at <= published_before]
 
     def lock_unconsumed(self, connection: Any, ids: Sequence[int], published_before: datetime) -> list[int]:
-        overdue = self.unconsumed(connection, published_before, len(self.rows))
+        overdue = self.unconsumed(connection, published_before, 0, len(self.rows))
         return [row_id for row_id in overdue if row_id in ids and row_id not in self.locked]
 
     # --- writing ---

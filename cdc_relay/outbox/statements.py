@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -28,6 +29,18 @@ from cdc_relay.outbox.sql import (
     waiting_row,
     with_ids,
 )
+
+#: Ids that one statement reads the rows of at most.
+_STRETCH_IDS = 50_000
+
+
+class PublishedPage(NamedTuple):
+    """Some published rows in id order."""
+
+    rows: int
+    last_id: int
+    oldest: datetime | None
+    """When that one was published which has waited longest."""
 
 
 class OutboxStatements(TableStatements):
@@ -68,18 +81,33 @@ class OutboxStatements(TableStatements):
         """The id up to which the next page of pending rows goes, in id order behind ``after_id``. Changes nothing.
 
         A page has ``most_rows``, or fewer that have ``most_bytes`` of payload together, but one at least. None when
-        no row up to ``until_id`` is left. Only three numbers are sent, whatever the rows hold.
+        no row up to ``until_id`` is left. Only three numbers are sent, whatever the rows hold, and no statement reads
+        more than ``_STRETCH_IDS`` rows: a table may hold any number that were consumed long ago.
         """
         most = most_rows
-        while True:
+        while after_id < until_id:
+            stretch_end = min(until_id, after_id + _STRETCH_IDS)
             sql = (
                 "SELECT COUNT(*), COALESCE(SUM(size), 0), MAX(id) FROM (SELECT id, OCTET_LENGTH(payload) AS size "
-                f"FROM {self._pending(after_id, until_id)} ORDER BY id LIMIT {most}) AS page"
+                f"FROM {self._pending(after_id, stretch_end)} ORDER BY id LIMIT {most}) AS page"
             )
             rows, size, end = connection.exec_driver_sql(sql).one()
-            if rows <= 1 or size <= most_bytes:
-                return end if end is None else int(end)
-            most = max(1, min(rows - 1, int(rows * most_bytes / size)))
+            if not rows:
+                after_id = self._before_next_pending(connection, stretch_end, until_id)
+            elif rows == 1 or size <= most_bytes:
+                return int(end)
+            else:
+                most = max(1, min(rows - 1, int(rows * most_bytes / size)))
+        return None
+
+    def _before_next_pending(self, connection: Connection, after_id: int, until_id: int) -> int:
+        """The id before the next pending row, or ``until_id``; by the index on status, which has the pending ones."""
+        sql = (
+            f"SELECT MIN(id) FROM {self.table} IGNORE INDEX (PRIMARY) "
+            f"WHERE status = 'pending' AND id > {after_id:d} AND id <= {until_id:d}"
+        )
+        found = connection.exec_driver_sql(sql).scalar()
+        return until_id if found is None else int(found) - 1
 
     def pending(self, connection: Connection, after_id: int, until_id: int) -> list[OutboxRow]:
         """The pending rows behind ``after_id`` up to ``until_id``, in id order. Changes nothing."""
@@ -154,23 +182,32 @@ class OutboxStatements(TableStatements):
         sql = f"SELECT id FROM {self.table} WHERE id IN ({listed(ids)}) AND published_at IS NULL AND NOT {KEEPS_NOTE}"
         return set(connection.exec_driver_sql(sql).scalars())
 
-    def oldest_published(self, connection: Connection) -> datetime | None:
-        """When that row was published which of those that are not consumed has waited longest; None when there is none.
+    def published_page(self, connection: Connection, after_id: int, limit: int) -> PublishedPage:
+        """The lowest ``limit`` published rows above ``after_id``, in short. Changes nothing.
 
-        Changes nothing. Costs the server some 4 µs for each published row, as ``unconsumed`` does.
+        Their ids come from the index on status alone, at some 0.3 µs for each published row; the rows of the page are
+        read, at 4 µs each.
         """
-        return as_wall(
-            connection.execute(text(f"SELECT MIN(published_at) FROM {self.table} WHERE status = 'published'")).scalar()
-        )
-
-    def unconsumed(self, connection: Connection, published_before: datetime, limit: int) -> list[int]:
-        """Up to ``limit`` rows that are published since before that time; their ids, lowest first. Changes nothing."""
         sql = (
-            f"SELECT id FROM {self.table} WHERE status = 'published' AND published_at <= :before "
-            "ORDER BY id LIMIT :limit"
+            f"SELECT COUNT(*), MAX(id), MIN(published_at) FROM {self.table} "
+            f"JOIN ({self._published_ids(after_id, limit)}) AS lowest USING (id)"
         )
-        found = connection.execute(text(sql), {"before": published_before, "limit": limit})
-        return [int(row_id) for row_id in found.scalars()]
+        rows, last_id, oldest = connection.exec_driver_sql(sql).one()
+        return PublishedPage(int(rows), int(last_id or after_id), as_wall(oldest))
+
+    def unconsumed(self, connection: Connection, published_before: datetime, after_id: int, limit: int) -> list[int]:
+        """Those rows of such a page that are published since before that time; their ids in order. Changes nothing."""
+        sql = (
+            f"SELECT id FROM {self.table} JOIN ({self._published_ids(after_id, limit)}) AS lowest USING (id) "
+            "WHERE published_at <= %(before)s ORDER BY id"
+        )
+        return [int(row_id) for row_id in connection.exec_driver_sql(sql, {"before": published_before}).scalars()]
+
+    def _published_ids(self, after_id: int, limit: int) -> str:
+        return (
+            f"SELECT id FROM {self.table} IGNORE INDEX (PRIMARY) "
+            f"WHERE status = 'published' AND id > {after_id:d} ORDER BY id LIMIT {limit:d}"
+        )
 
     def touch_none(self, connection: Connection) -> None:
         """Name every column that the relay writes, of no row: raises what a real write would. Changes nothing."""

@@ -283,15 +283,17 @@ def test_only_rows_published_before_the_time_given_are_put_back_lowest_first_and
     outbox.insert(status="published", published_at=LATER)
     outbox.insert(status="pending", published_at=BEFORE)
     outbox.insert(status="consumed", published_at=BEFORE)
-    assert outbox.do(outbox.statements.oldest_published) == BEFORE
-    found = outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 2))
+    assert outbox.do(lambda c: outbox.statements.published_page(c, 0, 2)) == (2, old[1], BEFORE)
+    assert outbox.do(lambda c: outbox.statements.published_page(c, old[2], 2)) == (1, old[2] + 1, LATER)
+    assert outbox.do(lambda c: outbox.statements.published_page(c, old[2] + 1, 2)) == (0, old[2] + 1, None)
+    found = outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 0, 2))
     assert found == old[:2]
     everything = list(range(1, old[-1] + 4))
     assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, everything, NOW)) == old
     outbox.do(lambda c: outbox.statements.put_back(c, found, NOW))
     row = outbox.row(old[0])
     assert (row["published_at"], row["next_retry_at"], row["retry_count"]) == (None, NOW, 2)
-    assert outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 10)) == old[2:]
+    assert outbox.do(lambda c: outbox.statements.unconsumed(c, NOW, 0, 10)) == old[2:]
     assert outbox.do(lambda c: outbox.statements.lock_unconsumed(c, everything, NOW)) == old[2:]
 
 
@@ -568,6 +570,29 @@ def test_rows_without_a_payload_make_a_page_too(engine: Engine) -> None:
     end = outbox.do(lambda c: outbox.statements.page_end(c, before, ids[-1], most_rows=10, most_bytes=10))
     assert end == ids[-1]
     assert [row.payload for row in outbox.do(lambda c: outbox.statements.pending(c, before, end))] == [b"", b"", b""]
+
+
+def test_pending_rows_are_found_however_many_others_lie_between_them(outbox: Outbox) -> None:
+    """Without reading those: there may be any number that were consumed long ago."""
+    bounds = {"most_rows": 10, "most_bytes": 10**6}
+    ids = [5, 6, 10**12, 10**12 + 1, 10**15]
+    for row_id in ids:
+        outbox.insert(id=row_id)
+    outbox.insert(id=10**13, status="consumed")
+
+    def pages(until: int) -> list[list[int]]:
+        def read(connection: Connection) -> list[list[int]]:
+            found, after = [], 0
+            while (end := outbox.statements.page_end(connection, after, until, **bounds)) is not None:
+                found.append([row.id for row in outbox.statements.pending(connection, after, end)])
+                after = end
+            return found
+
+        return outbox.do(read)
+
+    assert pages(10**15) == [[5, 6], [10**12, 10**12 + 1], [10**15]]
+    assert pages(10**14) == [[5, 6], [10**12, 10**12 + 1]]
+    assert pages(4) == []
 
 
 def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:

@@ -21,6 +21,7 @@ from cdc_relay.outbox.backoff import Backoff
 from cdc_relay.outbox.envelope import decode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.sql import HELD_BACK, PARKED, PendingRow
+from cdc_relay.outbox.statements import PublishedPage
 from cdc_relay.parking import SharedParking
 from cdc_relay.sweeper import SweepCounts, Sweeper, _pages
 from cdc_relay.writeback import StatusWriter
@@ -630,13 +631,13 @@ def test_nobody_looks_for_them_before_the_oldest_can_have_waited_too_long(monkey
     """The server reads every published row for it."""
     rig = Rig(published(1, 10), published(2, 50), redeliver_published_after_s=1_000)
     looks: list[datetime] = []
-    oldest = rig.table.oldest_published
+    page = rig.table.published_page
 
-    def look(connection: Any) -> datetime | None:
+    def look(connection: Any, after_id: int, limit: int) -> PublishedPage:
         looks.append(rig.now)
-        return oldest(connection)
+        return page(connection, after_id, limit)
 
-    monkeypatch.setattr(rig.table, "oldest_published", look)
+    monkeypatch.setattr(rig.table, "published_page", look)
     began = rig.now
     while rig.now < began + timedelta(seconds=1_020):
         rig.sweep()
@@ -646,7 +647,7 @@ def test_nobody_looks_for_them_before_the_oldest_can_have_waited_too_long(monkey
 
 
 def test_of_very_many_a_look_brings_some_and_the_next_one_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unconsumed, "_FOUND_ROWS", 4)
+    monkeypatch.setattr(unconsumed, "_PAGE_ROWS", 4)
     rig = Rig(*(published(n, 200) for n in range(1, 12)), redeliver_published_after_s=100, batch_rows=3)
     while rig.sweep().more:
         pass
