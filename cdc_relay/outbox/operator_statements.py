@@ -25,7 +25,7 @@ class OperatorStatements(TableStatements):
         """Times, retry_count and last_error of the pending row with the lowest id. Changes nothing."""
         sql = (
             f"SELECT id, created_at, next_retry_at, retry_count, last_error FROM {self.table} "
-            "WHERE status = 'pending' ORDER BY id LIMIT 1"
+            f"WHERE id = (SELECT MIN(id) FROM {self.by_status} WHERE status = 'pending')"
         )
         return connection.execute(text(sql)).first()
 
@@ -33,15 +33,16 @@ class OperatorStatements(TableStatements):
         """The latest ``limit`` dead rows, newest first, with why. Changes nothing."""
         sql = (
             "SELECT id, biz_type, topic, CONVERT(message_key USING utf8mb4) AS message_key, retry_count, created_at, "
-            f"updated_at, last_error FROM {self.table} WHERE status = 'dead' ORDER BY id DESC LIMIT :limit"
+            f"updated_at, last_error FROM {self.table} JOIN (SELECT id FROM {self.by_status} WHERE status = 'dead' "
+            "ORDER BY id DESC LIMIT :limit) AS latest USING (id) ORDER BY id DESC"
         )
         return list(connection.execute(text(sql), {"limit": limit}))
 
     def pending_topics(self, connection: Connection, limit: int = 1_000) -> list[str]:
         """The topics of the ``limit`` oldest pending rows. Changes nothing."""
         sql = (
-            f"SELECT DISTINCT topic FROM (SELECT topic FROM {self.table} WHERE status = 'pending' "
-            "ORDER BY id LIMIT %(limit)s) AS oldest"
+            f"SELECT DISTINCT topic FROM {self.table} JOIN (SELECT id FROM {self.by_status} WHERE status = 'pending' "
+            "ORDER BY id LIMIT %(limit)s) AS oldest USING (id)"
         )
         return [word(topic) for (topic,) in fetch(connection, sql, {"limit": limit})]
 

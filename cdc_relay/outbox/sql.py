@@ -85,6 +85,9 @@ class TableStatements:
 
     def __init__(self, table: str = DEFAULT_TABLE) -> None:
         self.table = quoted_name(table)
+        self.by_status = f"{self.table} IGNORE INDEX (PRIMARY)"
+        """For what is wanted in id order with a LIMIT: by the primary key the server would find soon enough what it
+        expects to lie everywhere, and pass over any number of rows that were consumed long ago."""
         self._no_error: str | None = None
 
     def _cleared(self, connection: Connection) -> str:

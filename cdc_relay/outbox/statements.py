@@ -103,7 +103,7 @@ class OutboxStatements(TableStatements):
     def _before_next_pending(self, connection: Connection, after_id: int, until_id: int) -> int:
         """The id before the next pending row, or ``until_id``; by the index on status, which has the pending ones."""
         sql = (
-            f"SELECT MIN(id) FROM {self.table} IGNORE INDEX (PRIMARY) "
+            f"SELECT MIN(id) FROM {self.by_status} "
             f"WHERE status = 'pending' AND id > {after_id:d} AND id <= {until_id:d}"
         )
         found = connection.exec_driver_sql(sql).scalar()
@@ -125,7 +125,7 @@ class OutboxStatements(TableStatements):
         """
         sql = (
             f"SELECT {PENDING_COLUMNS} FROM {self.table} JOIN ("
-            f"SELECT id FROM {self.table} WHERE status = 'pending' "
+            f"SELECT id FROM {self.by_status} WHERE status = 'pending' "
             "AND (next_retry_at <= %(due_bound)s OR next_retry_at IS NULL) AND id > %(after_id)s "
             "ORDER BY id LIMIT %(limit)s) AS lowest USING (id) ORDER BY id"
         )
@@ -139,7 +139,7 @@ class OutboxStatements(TableStatements):
 
         Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``.
         """
-        of = f"SELECT {PENDING_COLUMNS} FROM {self.table} WHERE status = 'pending' AND id > %(after_id)s AND"
+        of = f"SELECT {PENDING_COLUMNS} FROM {self.by_status} WHERE status = 'pending' AND id > %(after_id)s AND"
         sql = (
             f"({of} (next_retry_at <= %(sent_bound)s OR next_retry_at IS NULL "
             "AND COALESCE(created_at, %(sent_bound)s) <= %(sent_bound)s) ORDER BY id LIMIT %(limit)s) UNION ALL "
@@ -153,7 +153,7 @@ class OutboxStatements(TableStatements):
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
         """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
         sql = (
-            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND next_retry_at > :due_bound "
+            f"SELECT id, message_key FROM {self.by_status} WHERE status = 'pending' AND next_retry_at > :due_bound "
             "AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
         )
         found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
@@ -205,7 +205,7 @@ class OutboxStatements(TableStatements):
 
     def _published_ids(self, after_id: int, limit: int) -> str:
         return (
-            f"SELECT id FROM {self.table} IGNORE INDEX (PRIMARY) "
+            f"SELECT id FROM {self.by_status} "
             f"WHERE status = 'published' AND id > {after_id:d} ORDER BY id LIMIT {limit:d}"
         )
 

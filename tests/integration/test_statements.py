@@ -595,6 +595,50 @@ def test_pending_rows_are_found_however_many_others_lie_between_them(outbox: Out
     assert pages(4) == []
 
 
+LOOKS: dict[str, Callable[[Outbox, Connection], Any]] = {
+    "due": lambda o, c: o.statements.due(c, NOW, 10),
+    "due_unmarked": lambda o, c: o.statements.due_unmarked(c, NOW, BEFORE, 10),
+    "waiting": lambda o, c: o.statements.waiting(c, BEFORE, 10),
+    "held_rows": lambda o, c: o.statements.held_rows(c, dead_too=True),
+    "published_page": lambda o, c: o.statements.published_page(c, 0, 10),
+    "unconsumed": lambda o, c: o.statements.unconsumed(c, NOW, 0, 10),
+    "unsettled": lambda o, c: list(o.consumer.unsettled(c, dead_too=True)),
+    "blocking_dead": lambda o, c: o.statements.blocking_dead(c),
+    "oldest_pending": lambda o, c: o.operator.oldest_pending(c),
+    "pending_topics": lambda o, c: o.operator.pending_topics(c, 10),
+    "dead": lambda o, c: o.operator.dead(c, 10),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_was_consumed_long_ago_is_not_read(engine: Engine, look: str) -> None:
+    """There may be any number of such rows, and they lie before all others in the table."""
+    outbox = Outbox(engine, "gorm")
+    columns = "biz_type, topic, message_key, payload, status, created_at"
+    with engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE TABLE gorm")
+    outbox.insert_as(Status.CONSUMED)
+    with engine.begin() as connection:
+        for _ in range(14):
+            connection.exec_driver_sql(f"INSERT INTO gorm ({columns}) SELECT {columns} FROM gorm")
+    for status in (Status.PENDING, Status.PUBLISHED, Status.DEAD):
+        last = outbox.insert_as(status)
+        with engine.begin() as connection:
+            of_it = f"SELECT {columns}, next_retry_at FROM gorm WHERE id >= {last}"
+            for _ in range(9):
+                connection.exec_driver_sql(f"INSERT INTO gorm ({columns}, next_retry_at) {of_it}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE TABLE gorm").all()
+    with transaction(engine) as connection:
+        connection.exec_driver_sql("FLUSH STATUS")
+        LOOKS[look](outbox, connection)
+        found = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%'").all()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE TABLE gorm")
+    read = {name: int(count) for name, count in found}
+    assert sum(read.values()) < 2**13, "some are what the question for these numbers takes"
+
+
 def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:
     late = outbox.insert(next_retry_at=NOW)
     never_scheduled = outbox.insert(next_retry_at=None)
