@@ -143,13 +143,13 @@ class PendingRows:
         with self._transaction() as connection:
             if self._until is None:
                 self._until = self._statements.last_id(connection)
-            end = self._statements.page_end(
+            page = self._statements.next_page(
                 connection, self._after, self._until, most_rows=_PAGE_ROWS, most_bytes=_PAGE_BYTES
             )
-            if end is None:
+            if page is None:
                 self.exhausted = True
                 return []
-            rows = self._statements.pending(connection, self._after, end)
-        self._after = end
+            rows = self._statements.pending(connection, *page)
+        _, self._after = page
         batches = [rows[at : at + _BATCH_ROWS] for at in range(0, len(rows), _BATCH_ROWS)]
         return [TransactionBatch(batch, None, size=sum(row.size for row in batch)) for batch in batches]

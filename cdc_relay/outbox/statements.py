@@ -75,10 +75,10 @@ class OutboxStatements(TableStatements):
         """The highest id that is committed; 0 in an empty table. Changes nothing."""
         return int(connection.execute(text(f"SELECT COALESCE(MAX(id), 0) FROM {self.table}")).scalar_one())
 
-    def page_end(
+    def next_page(
         self, connection: Connection, after_id: int, until_id: int, *, most_rows: int, most_bytes: int
-    ) -> int | None:
-        """The id up to which the next page of pending rows goes, in id order behind ``after_id``. Changes nothing.
+    ) -> tuple[int, int] | None:
+        """The ids behind which, and up to which, the next pending rows behind ``after_id`` are. Changes nothing.
 
         A page has ``most_rows``, or fewer that have ``most_bytes`` of payload together, but one at least. None when
         no row up to ``until_id`` is left. Only three numbers are sent, whatever the rows hold, and no statement reads
@@ -95,7 +95,7 @@ class OutboxStatements(TableStatements):
             if not rows:
                 after_id = self._before_next_pending(connection, stretch_end, until_id)
             elif rows == 1 or size <= most_bytes:
-                return int(end)
+                return after_id, int(end)
             else:
                 most = max(1, min(rows - 1, int(rows * most_bytes / size)))
         return None
