@@ -167,8 +167,9 @@ def common_argv(program: Program, home: Path) -> list[str]:
             f"--character-sets-dir={share / 'charsets'}",
             f"--plugin-dir={program.usr / 'lib/mysql/plugin'}",
         ]
-        if program.flavour == "mysql":
-            argv.append("--secure-file-priv=NULL")  # its default folder is made by the installer, which did not run
+    if program.flavour == "mysql":
+        # Its default folder is made by the installer, which may not have run, and only mysqld's own user may look into.
+        argv.append("--secure-file-priv=NULL")
     if os.geteuid() == 0:
         argv.append("--user=root")
     return argv

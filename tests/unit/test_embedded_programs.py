@@ -124,6 +124,12 @@ def test_clients_of_an_installed_server_are_called_directly(tmp_path: Path) -> N
         server.client("mysqldump")
 
 
+def test_an_installed_mysql_keeps_out_of_the_folder_that_only_its_own_user_may_look_into(tmp_path: Path) -> None:
+    assert "--secure-file-priv=NULL" in mysql.common_argv(Program("mysql", "8.0.46", ("mysqld",), tmp_path), tmp_path)
+    mariadb = mysql.common_argv(Program("mariadb", "10.11.19", ("mariadbd",), tmp_path), tmp_path)
+    assert not [argument for argument in mariadb if "secure" in argument], "it takes NULL for the name of a folder"
+
+
 def test_a_copied_kafka_storage_is_another_cluster() -> None:
     before = "#comment\nnode.id=1\ndirectory.id=AAAA\nversion=1\ncluster.id=BBBB\n"
     after = dict(line.split("=", 1) for line in kafka_files.with_new_ids(before).splitlines()[1:])
