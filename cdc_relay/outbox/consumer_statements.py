@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from cdc_relay.outbox.backoff import NextAttempt
 from cdc_relay.outbox.sql import (
+    DEAD,
     IS_DISCARDED,
     IS_HELD,
     PARKED,
@@ -17,7 +18,6 @@ from cdc_relay.outbox.sql import (
     as_wall,
     failure,
     listed,
-    waiting_row,
     with_ids,
 )
 
@@ -27,16 +27,10 @@ class ConsumerStatements(TableStatements):
 
     def unsettled(self, connection: Connection, *, dead_too: bool = False) -> Iterator[WaitingRow]:
         """Every failed or parked row, waiting or on its way again, in no order: what a consumer must hold back when it
-        is given partitions. ``dead_too`` as in ``held_rows``. Changes nothing.
-
-        Costs the server a microsecond or so for each row that is pending or published.
-        """
-        sql = (
-            f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({IS_HELD}) "
-            f"UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'published' "
-            f"AND (retry_count > 0 OR COALESCE(last_error, '') <> ''){self._dead(dead_too)}"
-        )
-        yield from map(waiting_row, connection.execute(text(sql), execution_options={"yield_per": 1000}))
+        is given partitions. ``dead_too`` as in ``held_rows``. Changes nothing."""
+        on_its_way_again = "(retry_count > 0 OR COALESCE(last_error, '') <> '')"
+        conditions = {"pending": IS_HELD, "published": on_its_way_again} | (DEAD if dead_too else {})
+        yield from self._holding(connection, conditions)
 
     def still_open(
         self, connection: Connection, ids: Iterable[int], *, dead_too: bool = False

@@ -12,7 +12,7 @@ only rows that lack it. So a write-back that comes late never undoes what the co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -56,6 +56,13 @@ KEEPS_NOTE = "(LEFT(COALESCE(last_error, ''), 7) IN ('parked:', 'requeue'))"
 
 IS_DISCARDED = f"(LEFT(COALESCE(last_error, ''), {len(DISCARDED)}) = '{DISCARDED}')"
 
+DEAD = {"dead": f"NOT {IS_DISCARDED}"}
+"""The dead rows that nobody has let go, for ``TableStatements._holding``."""
+
+#: Of the rows that a long look passes over one in so many is sent all the same: a server that has said nothing for
+#: ``database.read_timeout_s`` is taken for one that hangs. A prime, since ids may have a stride.
+_ONE_IN = 101
+
 
 _TRUE = b"1"
 
@@ -97,10 +104,20 @@ class TableStatements:
             self._no_error = "NULL" if column is None or column["Null"] == "YES" else "''"
         return self._no_error
 
-    def _dead(self, wanted: bool) -> str:
-        """A further part of a UNION: the dead rows that nobody has let go; or nothing."""
-        dead = f" UNION ALL SELECT id, message_key FROM {self.table} WHERE status = 'dead' AND NOT {IS_DISCARDED}"
-        return dead if wanted else ""
+    def _holding(self, connection: Connection, conditions: Mapping[str, str]) -> Iterator[WaitingRow]:
+        """The rows that hold back later ones of their keys: by status, the condition that they meet. In no order.
+
+        One statement, as a row may change its status between two. It costs the server some 4 µs for each row that has
+        such a status, however many those are.
+        """
+        sql = " UNION ALL ".join(
+            f"SELECT id, message_key, ({condition}) AS wanted FROM {self.table} "
+            f"WHERE status = '{status}' AND ({condition} OR MOD(id, {_ONE_IN}) = 0)"
+            for status, condition in conditions.items()
+        )
+        for *row, wanted in connection.execute(text(sql), execution_options={"yield_per": 1000}):
+            if wanted:
+                yield waiting_row(row)
 
     @staticmethod
     def database_now(connection: Connection) -> datetime:
@@ -109,12 +126,8 @@ class TableStatements:
         return now.replace(tzinfo=UTC)
 
     def blocking_dead(self, connection: Connection) -> list[WaitingRow]:
-        """Every dead row that nobody has let go: what holds back its key under ``on_dead = block``. Changes nothing.
-
-        Costs the server a microsecond or two for each dead row.
-        """
-        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'dead' AND NOT {IS_DISCARDED}"
-        return [waiting_row(row) for row in connection.execute(text(sql))]
+        """Every dead row that nobody has let go: what holds back its key under ``on_dead = block``. Changes nothing."""
+        return list(self._holding(connection, DEAD))
 
     def lock_rows(self, connection: Connection, ids: Sequence[int]) -> dict[int, LockedRow]:
         """Lock these rows, whatever their status, waiting for whoever holds them; by id. Changes nothing by itself."""

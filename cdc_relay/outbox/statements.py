@@ -12,6 +12,7 @@ from cdc_relay.outbox.backoff import NextAttempt
 from cdc_relay.outbox.fetch import fetch
 from cdc_relay.outbox.row import OutboxRow
 from cdc_relay.outbox.sql import (
+    DEAD,
     HELD_BACK,
     IS_HELD,
     KEEPS_NOTE,
@@ -162,11 +163,9 @@ class OutboxStatements(TableStatements):
     def held_rows(self, connection: Connection, *, dead_too: bool = False) -> list[WaitingRow]:
         """Every failed or parked row, due or not: what a starting relay must hold back. Changes nothing.
 
-        With ``dead_too`` also every dead row that nobody has let go, by the same look: a row may die or be requeued
-        between two.
+        With ``dead_too`` also every dead row that nobody has let go.
         """
-        sql = f"SELECT id, message_key FROM {self.table} WHERE status = 'pending' AND ({IS_HELD}){self._dead(dead_too)}"
-        return [waiting_row(row) for row in connection.execute(text(sql))]
+        return list(self._holding(connection, {"pending": IS_HELD} | (DEAD if dead_too else {})))
 
     def still_pending(self, connection: Connection, ids: Iterable[int]) -> set[int]:
         """Which of these ids are still pending. Changes nothing."""

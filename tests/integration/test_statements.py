@@ -640,6 +640,39 @@ def test_what_was_consumed_long_ago_is_not_read(engine: Engine, look: str) -> No
     assert sum(read.values()) < 2**13, "some are what the question for these numbers takes"
 
 
+def test_a_long_look_is_not_taken_for_a_server_that_hangs(engine: Engine) -> None:
+    """However many rows it passes over before it finds one."""
+    outbox = Outbox(engine, "gorm")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("TRUNCATE TABLE gorm")
+    columns = "biz_type, topic, message_key, payload, status"
+    last = [outbox.insert_as(status) for status in (Status.PENDING, Status.PUBLISHED, Status.DEAD)][-1]
+    with engine.begin() as connection:
+        for _ in range(9):
+            connection.exec_driver_sql(
+                f"INSERT INTO gorm ({columns}) SELECT {columns} FROM gorm WHERE id >= {last - 2}"
+            )
+        connection.exec_driver_sql("UPDATE gorm SET last_error = 'discarded: x' WHERE status = 'dead'")
+        # Keys are long, so that the server sends what it has found when it is this much.
+        connection.exec_driver_sql(
+            "CREATE OR REPLACE VIEW slow AS SELECT id, REPEAT('k', 20000) AS message_key, status, published_at, "
+            "retry_count, IF(SLEEP(0.004), '', last_error) AS last_error FROM gorm"
+        )
+    url = engine.url.render_as_string(hide_password=False)
+    impatient = make_engine(DatabaseSettings(url=url, read_timeout_s=1))
+    slow = Outbox(impatient, "slow")
+    try:
+        for look in (slow.statements.held_rows, slow.consumer.unsettled):
+            with transaction(impatient) as connection:
+                assert list(look(connection, dead_too=True)) == []
+        assert slow.do(slow.statements.blocking_dead) == []
+    finally:
+        impatient.dispose()
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP VIEW slow")
+            connection.exec_driver_sql("TRUNCATE TABLE gorm")
+
+
 def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) -> None:
     late = outbox.insert(next_retry_at=NOW)
     never_scheduled = outbox.insert(next_retry_at=None)
