@@ -124,7 +124,7 @@ class FilledOutbox:
         last_at, cpu, marked_per_s = now, relay.cpu_s(), None
         if marks:
             first = 1
-            while found := self.outbox.first_pending(first - 1):
+            while found := self.outbox.first_left(after_id=first - 1):
                 moved_at, first = (time.perf_counter() if found != first else moved_at), found
                 self._require_progress(relay, moved_at, f"the row {found} and later ones are not marked")
                 time.sleep(_LOOK_AT_TABLE_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 
@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
-from sqlalchemy import MetaData, text
+from sqlalchemy import MetaData, bindparam, text
 
 from cdc_relay.bench.settings import altered
 from cdc_relay.binlog.server import server_binlog
@@ -159,18 +159,19 @@ class ThrowawayOutbox:
         with transaction(self.engine) as connection:
             connection.execute(text(f"TRUNCATE TABLE {DEFAULT_TABLE}"))
 
-    def first_pending(self, after_id: int = 0) -> int | None:
-        """The first row above ``after_id`` that is still to be marked.
+    def first_left(self, statuses: Sequence[str] = ("pending",), after_id: int = 0) -> int | None:
+        """The first row above ``after_id`` that is still in one of ``statuses``.
 
         Asked again from what it gave last it costs the server a look at each row and no more. To count them by their
         index would take half a core from what is measured, as every mark leaves an entry behind there.
         """
         sql = (
-            f"SELECT id FROM {DEFAULT_TABLE} FORCE INDEX (PRIMARY) WHERE id > :after_id AND status = 'pending' "
+            f"SELECT id FROM {DEFAULT_TABLE} FORCE INDEX (PRIMARY) WHERE id > :after_id AND status IN :statuses "
             "ORDER BY id LIMIT 1"
         )
+        statement = text(sql).bindparams(bindparam("statuses", expanding=True))
         with transaction(self.engine) as connection:
-            found = connection.execute(text(sql), {"after_id": after_id}).scalar()
+            found = connection.execute(statement, {"after_id": after_id, "statuses": list(statuses)}).scalar()
         return None if found is None else int(found)
 
     def binlog(self) -> ServerBinlog:

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +120,15 @@ class RelayProcess:
         """End it as a power failure would."""
         self._process.signal(signal.SIGKILL)
         self._process.wait(_STOP_S)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It stands still meanwhile, all its threads, and notices nothing but that time has passed."""
+        self._process.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End it at once and remove what it has left. Safe to call twice."""

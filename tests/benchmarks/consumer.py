@@ -58,10 +58,6 @@ _AGAIN = (
     "UPDATE agent_outbox_messages SET consumed_at = NULL, last_error = NULL, retry_count = 0, next_retry_at = NULL, "
     "status = 'published'",
 )
-_DONE = text(
-    "SELECT UTC_TIMESTAMP(6) FROM dual WHERE NOT EXISTS "
-    "(SELECT 1 FROM agent_outbox_messages WHERE status IN ('pending', 'published'))"
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Consumed:
     """What one run showed."""
 
     rows_per_s: float = metric("throughput", "rows/s")
-    """From the first transaction's begin to the moment at which no row was left."""
+    """From the moment at which they go on to that at which no row is left."""
     cpu_us: float = metric("processor time", "µs/row")
     """All consumer processes, all their threads."""
     server_us: float | None = metric("processor time of mysqld", "µs/row")
@@ -103,6 +99,7 @@ class PublishedOutbox:
     """An outbox whose rows wait for the consumer, with a chat for each conversation."""
 
     def __init__(self, outbox: ThrowawayOutbox, rows: int) -> None:
+        self._outbox = outbox
         self._engine = outbox.engine
         self._settings = outbox.settings
         self._rows = rows
@@ -117,7 +114,7 @@ class PublishedOutbox:
             self._records = list(_records(connection))
 
     def consume(self, programs: int, variant: Variant) -> Consumed:
-        """So many programs in one group, ready and idle; then all records at once, until all rows are consumed."""
+        """So many programs in one group, ready and idle; they stand still until all records are in Kafka."""
         topic, dead_letters = (ThrowawayTopic(self._settings.kafka, n) for n in (PARTITIONS, 1))
         dead_letters.name = f"{topic.name}.dlq"
         group = f"bench-{uuid.uuid4().hex[:8]}"
@@ -138,22 +135,25 @@ class PublishedOutbox:
 
     def _watch(self, running: Sequence[RelayProcess], topic: str) -> Consumed:
         server = _mysqld(self._engine)
+        with ExitStack() as stack:
+            for each in running:
+                stack.enter_context(each.frozen())
+            _produce(self._settings, topic, self._records)
+        begun_at = time.perf_counter()
         used, used_by_server = sum(each.cpu_s() for each in running), processor_s(server) if server else 0.0
-        _produce(self._settings, topic, self._records)
-        deadline = time.monotonic() + _PATIENCE_S
-        with self._engine.connect() as connection:
-            while (ended := connection.execute(_DONE).scalar()) is None:
-                connection.rollback()
-                for each in running:
-                    each.require_alive()
-                if time.monotonic() > deadline:
-                    raise MeasurementFailed(f"rows are left after {_PATIENCE_S:g} s:\n{running[0].said()}")
-                time.sleep(_LOOK_S)
-            used = sum(each.cpu_s() for each in running) - used
-            used_by_server = (processor_s(server) if server else 0.0) - used_by_server
-            began = connection.execute(text("SELECT MIN(consumed_at) FROM agent_outbox_messages")).scalar_one()
+        first = 1
+        while found := self._outbox.first_left(("pending", "published"), first - 1):
+            first = found
+            for each in running:
+                each.require_alive()
+            if time.perf_counter() - begun_at > _PATIENCE_S:
+                raise MeasurementFailed(f"rows are left after {_PATIENCE_S:g} s:\n{running[0].said()}")
+            time.sleep(_LOOK_S)
+        took_s = time.perf_counter() - begun_at
+        used = sum(each.cpu_s() for each in running) - used
+        used_by_server = (processor_s(server) if server else 0.0) - used_by_server
         return Consumed(
-            self._rows / (ended - began).total_seconds(),
+            self._rows / took_s,
             used / self._rows * 1e6,
             used_by_server / self._rows * 1e6 if server else None,
             max(each.peak_mib() for each in running),

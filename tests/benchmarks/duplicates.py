@@ -44,7 +44,7 @@ def _once(filled: FilledOutbox, variant: Variant) -> int:
 def _quiet(filled: FilledOutbox, relay: RelayProcess) -> int:
     """How many records there are when no more come; where rows are marked only when all are."""
     if relay.settings.writeback.mode != "none":
-        wait_until(lambda: filled.outbox.first_pending() is None, relay, "every row is marked")
+        wait_until(lambda: filled.outbox.first_left() is None, relay, "every row is marked")
     records, since = filled.topic.records(), time.monotonic()
     while time.monotonic() - since < _QUIET_S:
         time.sleep(0.1)

@@ -186,14 +186,14 @@ def filled(mysql_server: MysqlServer, kafka_broker: KafkaBroker) -> Iterator[Fil
 def test_what_the_relay_is_compared_with_does_the_same_work(filled: FilledOutbox, peer: Variant) -> None:
     found = filled.run(peer)
     assert filled.topic.records() == 300
-    assert filled.outbox.first_pending() is None
+    assert filled.outbox.first_left() is None
     assert found.all_s >= found.first_s > 0
 
 
 def test_the_steps_of_the_profile_are_all_that_the_path_takes(filled: FilledOutbox) -> None:
     steps: Any = vars(profile.by_step(filled, Variant("status")))
     assert filled.topic.records() == 300
-    assert filled.outbox.first_pending() is None
+    assert filled.outbox.first_left() is None
     total = steps.pop("total")
     assert sum(steps.values()) == pytest.approx(total)
     assert min(steps[name] for name in ("receive", "read", "encode", "poll", "mark", "threads")) > 0
