@@ -29,6 +29,7 @@ from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.parked_rows import ParkedRows
 from cdc_relay.parking import SharedParking
 from cdc_relay.unconsumed import UnconsumedRows
+from cdc_relay.unmarked import UnmarkedRows
 
 #: Due rows looked at in one run, without those that are known to be held back; the next run goes on with what is left.
 _SCAN_ROWS = 10_000
@@ -93,12 +94,12 @@ class Sweeper:
         self._zone = zone
         self._batch_rows = batch_rows
         self._lease_s = lease_s
-        self._redeliver_after_s = redeliver_published_after_s
         self._fresh_rows = FreshRows(head, tail_progress)
         self._parked_rows = ParkedRows(parking, transaction, statements)
         self._unconsumed_rows = UnconsumedRows(
             transaction, statements, metrics, after_s=redeliver_published_after_s, batch_rows=batch_rows, zone=zone
         )
+        self._unmarked_rows = UnmarkedRows(statements, sent_for_s=redeliver_published_after_s, zone=zone)
         self._marks_tailed = marks_tailed
         self._safe_bytes = safe_bytes
         self._keeps_order = parking.ordering is not Ordering.NONE
@@ -143,14 +144,14 @@ class Sweeper:
         The latter may be many, and stay so for long, when their key waits for an operator: they cost no more than a
         look at the index, and take no room from others.
         """
-        sent_bound = due_bound(now - timedelta(seconds=self._redeliver_after_s), self._zone)
+        if not self._marks_tailed:
+            page = self._unmarked_rows.due(connection, now, _SCAN_ROWS)
+            waiting = self._parking.stuck([row.id for row in page])
+            return [row for row in page if row.id not in waiting], len(waiting)
         found: list[PendingRow] = []
         stuck = after = 0
         while len(found) < _SCAN_ROWS:
-            if self._marks_tailed:
-                page = self._statements.due(connection, due, _SCAN_ROWS, after)
-            else:
-                page = self._statements.due_unmarked(connection, due, sent_bound, _SCAN_ROWS, after)
+            page = self._statements.due(connection, due, _SCAN_ROWS, after)
             waiting = self._parking.stuck([row.id for row in page])
             found += [row for row in page if row.id not in waiting]
             stuck += len(waiting)

@@ -44,6 +44,14 @@ class PublishedPage(NamedTuple):
     """When that one was published which has waited longest."""
 
 
+class UnmarkedPage(NamedTuple):
+    """What was found in some pending rows in id order."""
+
+    rows: list[PendingRow]
+    seen_to: int | None
+    """The id up to which they were looked at; None when there are no more."""
+
+
 class OutboxStatements(TableStatements):
     """What the relay reads and writes."""
 
@@ -134,22 +142,35 @@ class OutboxStatements(TableStatements):
         return [pending_row(found) for found in fetch(connection, sql, values)]
 
     def due_unmarked(
-        self, connection: Connection, due_bound: datetime, sent_bound: datetime, limit: int, after_id: int = 0
-    ) -> list[PendingRow]:
+        self,
+        connection: Connection,
+        due_bound: datetime,
+        sent_bound: datetime,
+        after_id: int,
+        *,
+        look_at: int,
+        limit: int,
+    ) -> UnmarkedPage:
         """Like ``due``, where rows stay pending when they are sent from the binlog. Changes nothing.
 
-        Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``.
+        Of those, which were never tried and not scheduled for later, only the ones written before ``sent_bound``. That
+        is to be read in the rows, at some 4 µs each, so only the lowest ``look_at`` pending ones are looked at.
         """
-        of = f"SELECT {PENDING_COLUMNS} FROM {self.by_status} WHERE status = 'pending' AND id > %(after_id)s AND"
+        pending = self._lowest("pending", after_id, look_at)
+        count, end = connection.exec_driver_sql(f"SELECT COUNT(*), MAX(id) FROM ({pending}) AS page").one()
         sql = (
-            f"({of} (next_retry_at <= %(sent_bound)s OR next_retry_at IS NULL "
-            "AND COALESCE(created_at, %(sent_bound)s) <= %(sent_bound)s) ORDER BY id LIMIT %(limit)s) UNION ALL "
-            f"({of} next_retry_at > %(sent_bound)s AND next_retry_at <= %(due_bound)s "
-            f"AND ({IS_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND) "
-            "ORDER BY id LIMIT %(limit)s) ORDER BY id LIMIT %(limit)s"
+            f"SELECT {PENDING_COLUMNS} FROM {self.by_status} "
+            f"WHERE status = 'pending' AND id > {after_id:d} AND id <= {end or after_id:d} "
+            "AND (next_retry_at <= %(sent_bound)s "
+            "OR next_retry_at IS NULL AND COALESCE(created_at, %(sent_bound)s) <= %(sent_bound)s "
+            "OR next_retry_at > %(sent_bound)s AND next_retry_at <= %(due_bound)s "
+            f"AND ({IS_HELD} OR next_retry_at > created_at + INTERVAL 1 SECOND)) ORDER BY id LIMIT {limit:d}"
         )
-        values = {"due_bound": due_bound, "sent_bound": sent_bound, "limit": limit, "after_id": after_id}
-        return [pending_row(found) for found in fetch(connection, sql, values)]
+        values = {"due_bound": due_bound, "sent_bound": sent_bound}
+        rows = [pending_row(found) for found in fetch(connection, sql, values)]
+        if len(rows) == limit:
+            return UnmarkedPage(rows, rows[-1].id)
+        return UnmarkedPage(rows, int(end) if count == look_at else None)
 
     def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
         """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
@@ -189,7 +210,7 @@ class OutboxStatements(TableStatements):
         """
         sql = (
             f"SELECT COUNT(*), MAX(id), MIN(published_at) FROM {self.table} "
-            f"JOIN ({self._published_ids(after_id, limit)}) AS lowest USING (id)"
+            f"JOIN ({self._lowest('published', after_id, limit)}) AS lowest USING (id)"
         )
         rows, last_id, oldest = connection.exec_driver_sql(sql).one()
         return PublishedPage(int(rows), int(last_id or after_id), as_wall(oldest))
@@ -197,16 +218,15 @@ class OutboxStatements(TableStatements):
     def unconsumed(self, connection: Connection, published_before: datetime, after_id: int, limit: int) -> list[int]:
         """Those rows of such a page that are published since before that time; their ids in order. Changes nothing."""
         sql = (
-            f"SELECT id FROM {self.table} JOIN ({self._published_ids(after_id, limit)}) AS lowest USING (id) "
+            f"SELECT id FROM {self.table} JOIN ({self._lowest('published', after_id, limit)}) AS lowest USING (id) "
             "WHERE published_at <= %(before)s ORDER BY id"
         )
         return [int(row_id) for row_id in connection.exec_driver_sql(sql, {"before": published_before}).scalars()]
 
-    def _published_ids(self, after_id: int, limit: int) -> str:
-        return (
-            f"SELECT id FROM {self.by_status} "
-            f"WHERE status = 'published' AND id > {after_id:d} ORDER BY id LIMIT {limit:d}"
-        )
+    def _lowest(self, status: str, after_id: int, limit: int) -> str:
+        """A SELECT of ids that reads nothing but the index on status."""
+        of = f"status = '{status}' AND id > {after_id:d}"
+        return f"SELECT id FROM {self.by_status} WHERE {of} ORDER BY id LIMIT {limit:d}"
 
     def touch_none(self, connection: Connection) -> None:
         """Name every column that the relay writes, of no row: raises what a real write would. Changes nothing."""

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
 
+from cdc_relay import unmarked
 from cdc_relay.config import DatabaseSettings
 from cdc_relay.embedded.mysql import MysqlServer
 from cdc_relay.errors import DatabaseError
@@ -29,6 +30,7 @@ from cdc_relay.outbox.sql import DISCARDED, HELD_BACK, PARKED, REQUEUED
 from cdc_relay.outbox.statements import OutboxStatements
 from cdc_relay.outbox.status import TRANSITIONS, Status
 from cdc_relay.outbox.table import outbox_table
+from cdc_relay.unmarked import UnmarkedRows
 
 pytestmark = pytest.mark.mysql
 
@@ -598,7 +600,7 @@ def test_pending_rows_are_found_however_many_others_lie_between_them(outbox: Out
 
 LOOKS: dict[str, Callable[[Outbox, Connection], Any]] = {
     "due": lambda o, c: o.statements.due(c, NOW, 10),
-    "due_unmarked": lambda o, c: o.statements.due_unmarked(c, NOW, BEFORE, 10),
+    "due_unmarked": lambda o, c: o.statements.due_unmarked(c, NOW, BEFORE, 0, look_at=10, limit=10),
     "waiting": lambda o, c: o.statements.waiting(c, BEFORE, 10),
     "held_rows": lambda o, c: o.statements.held_rows(c, dead_too=True),
     "published_page": lambda o, c: o.statements.published_page(c, 0, 10),
@@ -688,10 +690,34 @@ def test_due_are_pending_rows_whose_time_has_come_in_id_order(outbox: Outbox) ->
     assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2))] == [late, never_scheduled]
     assert [row.id for row in outbox.do(lambda c: outbox.statements.due(c, NOW, 2, never_scheduled))] == [earlier]
     for after, expected in ((0, [late, never_scheduled, earlier]), (late, [never_scheduled, earlier])):
-        found = outbox.do(
-            partial(outbox.statements.due_unmarked, due_bound=NOW, sent_bound=NOW, limit=10, after_id=after)
-        )
-        assert [row.id for row in found] == expected
+        page = outbox.do(lambda c: outbox.statements.due_unmarked(c, NOW, NOW, after, look_at=10, limit=10))  # noqa: B023
+        assert ([row.id for row in page.rows], page.seen_to) == (expected, None)
+
+
+def test_due_rows_that_nobody_marks_are_found_a_page_at_a_time(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once a look, by the time at which the look began, those of before among those that are not due."""
+    monkeypatch.setattr(unmarked, "_PAGE_ROWS", 3)
+    sent_for, now = timedelta(minutes=15), NOW.replace(tzinfo=UTC)
+    long_ago, just_now = NOW - sent_for, NOW - sent_for + timedelta(seconds=1)
+    due: list[int] = []
+    for number in range(8):
+        due.append(outbox.insert(next_retry_at=long_ago, created_at=long_ago))
+        outbox.insert_as(CONSUMED)
+        if number % 2:
+            outbox.insert(next_retry_at=just_now, created_at=just_now)  # the tailer has sent it: not long enough ago
+        if number == 5:
+            due.append(outbox.insert(next_retry_at=NOW, created_at=long_ago, retry_count=1))
+            due.append(outbox.insert(next_retry_at=NOW, created_at=just_now))  # was scheduled
+    rows = UnmarkedRows(outbox.statements, sent_for_s=sent_for.total_seconds(), zone=UTC)
+
+    def look(at: datetime, limit: int = 10) -> list[int]:
+        return [row.id for row in outbox.do(lambda c: rows.due(c, at, limit))]
+
+    later = now + timedelta(hours=1)
+    assert list(chain(look(now), *(look(later) for _ in range(4)))) == due
+    assert look(later) == [*due[:2], due[1] + 2], "the next look has begun, at another time"
+    rows = UnmarkedRows(outbox.statements, sent_for_s=sent_for.total_seconds(), zone=UTC)
+    assert [look(now, limit=1) for _ in range(2)] == [due[:1], due[1:2]], "goes on behind what it has told"
 
 
 def test_waiting_are_failed_and_parked_rows_whose_time_is_to_come(outbox: Outbox) -> None:

@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "cdc_relay.sweeper",
             "cdc_relay.fresh_rows",
             "cdc_relay.unconsumed",
+            "cdc_relay.unmarked",
         ),
         *("cdc_relay.reconcile", "cdc_relay.writeback", "cdc_relay.parked_rows", "cdc_relay.sources"),
         *("consumer.worker", "consumer.plan", "consumer.registry", "consumer.unit_of_work", "consumer.handlers"),
