@@ -235,7 +235,7 @@ class ConsumerSettings(Section):
     )
     group_id: str = Field("cdc-consumer", min_length=1, description="its members share the partitions")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="members of the group in this process, each with its own connection to MySQL"
+        2, description="members of the group in this process, each with its own connection to MySQL"
     )
     batch_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(1_000, description="records applied in one transaction")
     batch_bytes: Annotated[int, Field(ge=1)] = Field(
