@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice
 from threading import Event as StopFlag
 from typing import Any, Protocol
 
@@ -19,15 +18,13 @@ from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
 from cdc_relay.outbox.clock import to_column, utc_now
 from cdc_relay.outbox.envelope import MalformedEnvelope, decode
-from cdc_relay.outbox.parking import Ordering, Parking
+from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import LockedRow
 from consumer.delivery import DeadLetter, Delivery, KafkaRecord, NoRow, Partition, SentRow
+from consumer.held_keys import HeldKeys
 from consumer.plan import Counts, Outcome, Plan, make_plan
 from consumer.registry import Event, HandlerRegistry, Refused
 from consumer.unit_of_work import UnitOfWork, UnitOfWorkFactory
-
-#: Ids of one key that are asked for at a time when a row seems to be blocked.
-ASKED_AHEAD = 100
 
 Clock = Callable[[], datetime]
 Wait = Callable[[float], None]
@@ -78,8 +75,7 @@ class Worker:
         self._zone = zone
         self._clock = clock
         self._on_turn = on_turn
-        self._parking = Parking(ordering)
-        self._parking_is_of = 0
+        self._held_keys = HeldKeys(ordering)
         self._is_plain = False  # the last batch held nothing but rows that were met for the first time
 
     def run(self, stop: StopFlag) -> None:
@@ -108,7 +104,7 @@ class Worker:
 
             self._ride_out(lambda: self._settle(batch, counts, now), wait)
             self._source.commit(delivery.record for delivery in batch)
-        self._on_turn(counts, time.perf_counter() - started, self._parking.keys)
+        self._on_turn(counts, time.perf_counter() - started, self._held_keys.parking.keys)
         return counts
 
     # --- one record ----------------------------------------------------------------------------------------------
@@ -128,7 +124,7 @@ class Worker:
 
     def _settle(self, batch: Sequence[Delivery], counts: Counts, now: Clock) -> None:
         """Bring every delivery to its end. May be called again after it was interrupted by any error."""
-        self._refill_parking(now)
+        self._held_keys.refill(self._source.assignments, lambda: self._unit_of_work(now()))
         self._bury([delivery for delivery in batch if delivery.refusal is not None])
         self._apply([delivery for delivery in batch if not delivery.is_settled], counts, now)
         self._bury([delivery for delivery in batch if delivery.refusal is not None])  # those that name no row
@@ -187,7 +183,7 @@ class Worker:
     def _transact(self, deliveries: Sequence[Delivery], refused: Mapping[int, RowError], now: datetime) -> Plan:
         """One transaction. Raises whatever a handler or the database raises, nothing being kept."""
         deliveries = [delivery for delivery in deliveries if delivery.outbox_id is not None]
-        if self._is_plain and not refused and not self._parking:
+        if self._is_plain and not refused and not self._held_keys.parking:
             plan = self._transact_unseen(deliveries, now)
             if plan is not None:
                 return plan
@@ -224,8 +220,8 @@ class Worker:
             plan = make_plan(
                 deliveries,
                 rows,
-                self._parking,
-                self._still_open(work, rows),
+                self._held_keys.parking,
+                self._held_keys.still_open(work, rows),
                 refused,
                 next_attempt=lambda row: self._next_attempt(row, now),
                 soon=to_column(now + timedelta(seconds=self._backoff.delay_s(1)), self._zone),
@@ -233,7 +229,7 @@ class Worker:
             self._handle(work, plan.events)
             self._mark(work, plan, self._published(_first_of_each(deliveries), now))
             work.commit()
-        plan.update(self._parking)
+        plan.update(self._held_keys.parking)
         return plan
 
     def _handle(self, work: UnitOfWork, events: Mapping[str, Sequence[Event[Any]]]) -> None:
@@ -266,42 +262,6 @@ class Worker:
     def _next_attempt(self, row: LockedRow, now: datetime) -> NextAttempt:
         attempt = after_failure(row.retry_count, row.max_retry, now, self._backoff)
         return attempt if attempt.at is None else NextAttempt(attempt.retry_count, to_column(attempt.at, self._zone))
-
-    # --- keys that are held back ---------------------------------------------------------------------------------
-
-    def _refill_parking(self, now: Clock) -> None:
-        """Learn from the table what others have put back, when partitions have come since the last time."""
-        assignments = self._source.assignments
-        if assignments == self._parking_is_of or self._parking.ordering is Ordering.NONE:
-            return
-        with self._unit_of_work(now()) as work:
-            self._parking.clear()
-            dead_too = self._parking.ordering is Ordering.BLOCK_ON_DEAD
-            for waiting in work.outbox.unsettled(work.connection, dead_too=dead_too):
-                self._parking.hold(waiting.message_key, waiting.id)
-        self._parking_is_of = assignments
-
-    def _still_open(self, work: UnitOfWork, rows: Mapping[int, LockedRow]) -> dict[int, datetime | None]:
-        """The ids that may block ``rows``, as the table knows them now; those that ended unseen are released.
-
-        Dead rows that come once more are among them where they block: only the table knows which ones were let go.
-        """
-        dead_too = self._parking.ordering is Ordering.BLOCK_ON_DEAD
-        dead = {row.id for row in rows.values() if row.is_dead} if dead_too else set()
-        while self._parking or dead:
-            keys: dict[int, bytes] = {}
-            for row in rows.values():
-                ahead = (i for i in self._parking.ahead_of(row.message_key, row.id) if i not in rows)
-                keys |= dict.fromkeys(islice(ahead, ASKED_AHEAD), row.message_key)
-            if not keys and not dead:
-                return {}
-            still_open = work.outbox.still_open(work.connection, [*keys, *dead], dead_too=dead_too)
-            ended = keys.keys() - still_open.keys()
-            if not ended:
-                return still_open
-            for row_id in ended:
-                self._parking.release(keys[row_id], row_id)
-        return {}
 
     def _note(self, deliveries: Sequence[Delivery], plan: Plan) -> None:
         """After the commit: what is settled, and a word to the operator about what went wrong."""

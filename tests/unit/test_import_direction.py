@@ -41,7 +41,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
             "cdc_relay.unmarked",
         ),
         *("cdc_relay.reconcile", "cdc_relay.writeback", "cdc_relay.parked_rows", "cdc_relay.sources"),
-        *("consumer.worker", "consumer.plan", "consumer.registry", "consumer.unit_of_work", "consumer.handlers"),
+        *("consumer.worker", "consumer.plan", "consumer.held_keys", "consumer.registry", "consumer.unit_of_work"),
+        "consumer.handlers",
     ),
     "adapters": (
         *("cdc_relay.binlog.connection", "cdc_relay.binlog.source", "cdc_relay.binlog.server"),
