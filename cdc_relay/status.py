@@ -24,7 +24,7 @@ from cdc_relay.errors import CheckpointError, ConfigurationError, DatabaseError
 from cdc_relay.lease import lock_names
 from cdc_relay.outbox.clock import from_column, utc_now
 from cdc_relay.outbox.database import make_engine, transaction, translated
-from cdc_relay.outbox.operator_statements import OperatorStatements
+from cdc_relay.outbox.operator_statements import CONSUMED_TO, OperatorStatements
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.status import Status
 from cdc_relay.reconcile import ServerBinlog, bytes_between
@@ -85,6 +85,7 @@ class RelayStatus:
     name: str
     table: str
     rows: dict[str, int]
+    """By status. Where many are consumed, that is what the server supposes; see ``estimated``."""
     oldest_pending: OldestPending | None
     checkpoint: CheckpointState
     head: str | None
@@ -96,6 +97,8 @@ class RelayStatus:
     """Values of message_key that wait for an operator's decision on a dead row (``ordering.on_dead = block``)."""
     blocked_by: list[int] = field(default_factory=list)
     """The dead rows that hold them back."""
+    estimated: list[str] = field(default_factory=list)
+    """The statuses whose rows were not counted."""
     unknown: dict[str, str] = field(default_factory=dict)
     """What could not be told, and why."""
 
@@ -114,8 +117,7 @@ def look(settings: Settings) -> RelayStatus:
     try:
         with transaction(engine) as connection:
             statements = OperatorStatements(settings.database.table)
-            found = statements.count_by_status(connection)
-            rows = {status.value: found.pop(status.value, 0) for status in Status} | found
+            rows, estimated = _count(connection, statements)
             oldest = _oldest(connection, statements, settings)
             blocking = []
             if settings.ordering.rule is Ordering.BLOCK_ON_DEAD:
@@ -139,8 +141,21 @@ def look(settings: Settings) -> RelayStatus:
         _told("reader", unknown, lambda: _reader(settings)),
         len({row.message_key for row in blocking}),
         sorted(row.id for row in blocking),
+        estimated,
         unknown,
     )
+
+
+def _count(connection: Connection, statements: OperatorStatements) -> tuple[dict[str, int], list[str]]:
+    """Rows by status, and the statuses of which that is an estimate."""
+    found = statements.count_by_status(connection)
+    rows = {status.value: found.pop(status.value, 0) for status in Status} | found
+    consumed = rows[Status.CONSUMED.value]
+    if consumed < CONSUMED_TO:
+        return rows, []
+    others = sum(rows.values()) - consumed
+    rows[Status.CONSUMED.value] = max(consumed, statements.estimated_rows(connection) - others)
+    return rows, [Status.CONSUMED.value]
 
 
 def _told(what: str, unknown: dict[str, str], ask: Callable[[], _T]) -> _T | None:

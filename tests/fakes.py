@@ -381,20 +381,20 @@ class FakeOutboxTable:
             ),
         )
 
-    def requeue_dead(self, connection: Any, ids: Sequence[int] | None, now: datetime) -> int:
+    def requeue_dead(self, connection: Any, ids: Sequence[int], now: datetime) -> int:
         def changes(row: StoredRow) -> dict[str, Any] | None:
             if row.status != "dead":
                 return None
             clean = {"retry_count": 0, "next_retry_at": now, "published_at": None, "updated_at": now}
             return clean | {"status": "pending", "last_error": REQUEUED + (row.last_error or "")}
 
-        return self._write(self.rows if ids is None else ids, changes)
+        return self._write(ids, changes)
 
-    def discard_dead(self, connection: Any, ids: Sequence[int] | None, now: datetime) -> int:
+    def discard_dead(self, connection: Any, ids: Sequence[int], now: datetime) -> int:
         def changes(row: StoredRow) -> dict[str, Any] | None:
             return {"last_error": DISCARDED + (row.last_error or ""), "updated_at": now} if row.blocks else None
 
-        return self._write(self.rows if ids is None else ids, changes)
+        return self._write(ids, changes)
 
     def _write(self, ids: Iterable[int], changes: Callable[[StoredRow], dict[str, Any] | None]) -> int:
         count = 0

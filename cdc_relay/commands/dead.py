@@ -23,6 +23,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+#: Rows decided on in one transaction.
+_BATCH_ROWS = 10_000
+
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids of the rows.", min=1)]
 Every = Annotated[bool, typer.Option("--all", help="Every dead row.")]
 
@@ -128,9 +131,13 @@ def _decide(
     every: bool,
     config: Path | None,
     database_url: str | None,
-    which: Callable[[OperatorStatements], Callable[[Connection, Sequence[int] | None, datetime], int]],
+    which: Callable[[OperatorStatements], Callable[[Connection, Sequence[int], datetime], int]],
 ) -> int:
-    """Run the statement for these ids, or for every dead row; how many rows it has changed."""
+    """Run the statement for these ids, or for every dead row; how many rows it has changed.
+
+    For a batch at a time, lowest ids first: there may be more than a transaction should lock, and than a server updates
+    in ``database.read_timeout_s``. What was done when it is broken off stays done.
+    """
     if every == bool(ids):
         raise typer.BadParameter("give ids, or --all for every dead row", param_hint="ID")
     settings = options.load_settings(config, unused=("kafka.bootstrap_servers",), database__url=database_url)
@@ -139,8 +146,16 @@ def _decide(
     from cdc_relay.outbox.operator_statements import OperatorStatements
 
     engine = make_engine(settings.database, pool_size=1)
-    with transaction(engine) as connection:
-        now = to_column(utc_now(), settings.database.zone)
-        changed = which(OperatorStatements(settings.database.table))(connection, ids or None, now)
+    statements = OperatorStatements(settings.database.table)
+    waiting, seen, changed, last_id = sorted(set(ids or ())), 0, 0, 0
+    while True:
+        with transaction(engine) as connection:
+            batch = waiting[seen:][:_BATCH_ROWS] if ids else statements.dead_ids(connection, last_id, _BATCH_ROWS)
+            if not batch:
+                break
+            changed += which(statements)(connection, batch, to_column(utc_now(), settings.database.zone))
+        seen, last_id = seen + len(batch), batch[-1]
+        if len(batch) == _BATCH_ROWS:
+            typer.echo(f"{seen} rows so far", err=True)
     engine.dispose()
     return changed

@@ -91,6 +91,7 @@ class TableStatements:
     """Statements bound to one table; these are the ones that more than one set of them needs."""
 
     def __init__(self, table: str = DEFAULT_TABLE) -> None:
+        self.name = table
         self.table = quoted_name(table)
         self.by_status = f"{self.table} IGNORE INDEX (PRIMARY)"
         """For what is wanted in id order with a LIMIT: by the primary key the server would find soon enough what it

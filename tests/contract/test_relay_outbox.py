@@ -97,10 +97,8 @@ STEPS: dict[str, Step] = {
         outbox.mark_undelivered(at, row_id, 3, NextAttempt(4, None), "x" * 3_000, NOW) for row_id in ASKED
     ],
     "hold_back": lambda outbox, at: outbox.hold_back(at, ASKED, 7, NOW),
-    "requeue_dead": lambda outbox, at: outbox.requeue_dead(at, ASKED[::2], NOW),
-    "requeue_dead, all": lambda outbox, at: outbox.requeue_dead(at, None, NOW),
-    "discard_dead": lambda outbox, at: outbox.discard_dead(at, ASKED[::2], NOW),
-    "discard_dead, all": lambda outbox, at: outbox.discard_dead(at, None, NOW),
+    "requeue_dead": lambda outbox, at: outbox.requeue_dead(at, ASKED, NOW),
+    "discard_dead": lambda outbox, at: outbox.discard_dead(at, ASKED, NOW),
 }
 
 COLUMNS = tuple(asdict(STATES[0]))

@@ -197,6 +197,29 @@ def test_dead_rows_are_listed_and_requeued(place: Place) -> None:
     assert place.statuses() == ["pending"] * 4
 
 
+def test_any_number_of_dead_rows_is_requeued_and_discarded_a_batch_at_a_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.insert(*"abcdefg", status="'dead'", last_error="'why'")
+    monkeypatch.setattr("cdc_relay.commands.dead._BATCH_ROWS", 3)
+    assert place.command("dead", "discard", "--all")[:2] == (0, "3 rows so far\n6 rows so far\ndiscarded 7\n")
+    assert place.command("dead", "requeue", "7", "3", "5", "1")[:2] == (0, "3 rows so far\nrequeued 4\n")
+    assert place.statuses() == ["pending", "dead"] * 3 + ["pending"]
+    assert place.command("dead", "requeue", "--all")[:2] == (0, "3 rows so far\nrequeued 3\n")
+
+
+def test_where_many_rows_are_consumed_their_number_is_an_estimate(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.insert(*"abc", status="'consumed'")
+    place.insert("d")
+    monkeypatch.setattr("cdc_relay.status.CONSUMED_TO", 3)
+    told = json.loads(place.command("status", "--json").out)
+    assert (told["rows"]["pending"], told["estimated"]) == (1, ["consumed"])
+    assert told["rows"]["consumed"] >= 3
+    assert "about " in place.command("status").out
+
+
 def test_keys_of_dead_rows_are_text_also_where_their_column_is_binary(place: Place) -> None:
     place.insert("ключ", status="'dead'")
     with place.engine.begin() as connection:

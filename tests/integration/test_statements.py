@@ -179,9 +179,7 @@ CASES: dict[str, Case] = {
     ),
     "hold_back": Case(lambda o, c, i: o.statements.hold_back(c, [i], 1, NOW), {PENDING: PENDING}),
     "requeue_dead": Case(lambda o, c, i: o.operator.requeue_dead(c, [i], NOW), {Status.DEAD: PENDING}),
-    "requeue_dead, all": Case(lambda o, c, _: o.operator.requeue_dead(c, None, NOW), {Status.DEAD: PENDING}),
     "discard_dead": Case(lambda o, c, i: o.operator.discard_dead(c, [i], NOW), {Status.DEAD: Status.DEAD}),
-    "discard_dead, all": Case(lambda o, c, _: o.operator.discard_dead(c, None, NOW), {Status.DEAD: Status.DEAD}),
     "mark_consumed": Case(
         lambda o, c, i: o.consumer.mark_consumed(c, {i: NOW}, NOW), {PENDING: CONSUMED, PUBLISHED: CONSUMED}
     ),
@@ -383,12 +381,29 @@ def test_a_note_before_a_reason_as_long_as_it_may_be_leaves_it_that_long(outbox:
     assert outbox.row(row_id)["last_error"] == note + "汉" * (2_000 - len(note))
 
 
-def test_every_dead_row_is_requeued_when_none_is_named(outbox: Outbox) -> None:
-    dead = [outbox.insert_as(Status.DEAD) for _ in range(3)]
-    others = [outbox.insert_as(status) for status in (PENDING, PUBLISHED, CONSUMED)]
-    assert outbox.do(lambda c: outbox.operator.requeue_dead(c, None, NOW)) == 3
-    assert {outbox.row(row_id)["status"] for row_id in dead} == {"pending"}
-    assert [outbox.row(row_id)["status"] for row_id in others] == ["pending", "published", "consumed"]
+def test_dead_rows_are_found_in_id_order_a_few_at_a_time(outbox: Outbox) -> None:
+    dead = []
+    for status in (PENDING, PUBLISHED, CONSUMED):
+        dead.append(outbox.insert_as(Status.DEAD))
+        outbox.insert_as(status)
+    assert outbox.do(lambda c: outbox.operator.dead_ids(c, 0, 10)) == dead
+    assert outbox.do(lambda c: outbox.operator.dead_ids(c, 0, 2)) == dead[:2]
+    assert outbox.do(lambda c: outbox.operator.dead_ids(c, dead[1], 2)) == dead[2:]
+    assert outbox.do(lambda c: outbox.operator.dead_ids(c, dead[2], 2)) == []
+
+
+def test_consumed_rows_are_counted_up_to_a_bound_and_then_estimated(outbox: Outbox) -> None:
+    for status in (PENDING, *[CONSUMED] * 5, *[Status.DEAD] * 5):
+        outbox.insert_as(status)
+    assert outbox.do(lambda c: outbox.operator.count_by_status(c, consumed_to=4)) == {
+        "pending": 1,
+        "consumed": 4,
+        "dead": 5,
+    }
+    with outbox.engine.begin() as connection:
+        connection.exec_driver_sql(f"ANALYZE TABLE {outbox.table}").all()
+    assert outbox.do(outbox.operator.estimated_rows) > 0
+    assert outbox.do(OperatorStatements("nowhere").estimated_rows) == 0
 
 
 def test_a_thousand_rows_are_published_by_one_statement(outbox: Outbox) -> None:
@@ -610,6 +625,8 @@ LOOKS: dict[str, Callable[[Outbox, Connection], Any]] = {
     "oldest_pending": lambda o, c: o.operator.oldest_pending(c),
     "pending_topics": lambda o, c: o.operator.pending_topics(c, 10),
     "dead": lambda o, c: o.operator.dead(c, 10),
+    "dead_ids": lambda o, c: o.operator.dead_ids(c, 0, 10),
+    "count_by_status": lambda o, c: o.operator.count_by_status(c, consumed_to=10),
 }
 
 

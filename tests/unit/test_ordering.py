@@ -173,7 +173,7 @@ def test_a_requeued_row_that_fails_again_still_holds_its_key_back() -> None:
     publisher = FakePublisher(missing=["elsewhere"])
     rig = Rig(dead(1, topic="elsewhere"), tried(2, "a"), publisher=publisher, ordering=BLOCK)
     rig.sweep()
-    rig.table.requeue_dead(None, None, WALL)
+    rig.table.requeue_dead(None, [1], WALL)
     for _ in range(5):
         rig.sweep()
     assert rig.sent == []
@@ -182,7 +182,7 @@ def test_a_requeued_row_that_fails_again_still_holds_its_key_back() -> None:
 
 def test_nothing_of_its_key_goes_right_behind_a_requeued_row_since_it_may_be_refused_again() -> None:
     rig = Rig(dead(1), tried(2, "a"), publisher=FakePublisher(answers=False), ordering=BLOCK)
-    rig.table.requeue_dead(None, None, WALL)  # before the relay has come to know that it was dead
+    rig.table.requeue_dead(None, [1], WALL)  # before the relay has come to know that it was dead
 
     def refuse_the_first() -> None:
         if rig.publisher.waiting:
@@ -197,7 +197,7 @@ def test_nothing_of_its_key_goes_right_behind_a_requeued_row_since_it_may_be_ref
 def test_a_requeued_row_that_dies_again_still_holds_its_key_back() -> None:
     rig = Rig(dead(1, payload=b"no JSON"), tried(2, "a"), ordering=BLOCK)
     rig.sweep()
-    rig.table.requeue_dead(None, None, WALL)
+    rig.table.requeue_dead(None, [1], WALL)
     for _ in range(5):
         rig.sweep()
     assert rig.sent == []
