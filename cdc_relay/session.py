@@ -274,6 +274,7 @@ class Session:
             zone=settings.database.zone,
             batch_rows=settings.sweep.batch_rows,
             lease_s=settings.sweep.lease_s,
+            backoff_cap_s=settings.retry.cap_s,
             redeliver_published_after_s=settings.sweep.redeliver_published_after_s,
             marks_tailed=settings.writeback.mode != "none",
             safe_bytes=self._safe_bytes,

@@ -37,6 +37,10 @@ _SCAN_ROWS = 10_000
 #: Payload bytes read and sent together.
 _PAGE_BYTES = 16 * 2**20
 
+#: The next attempt of a failed row is no farther away, unless ``retry.cap_s`` is longer: the consumer may have another
+#: one. What lies beyond was scheduled by the application.
+_LONGEST_WAIT_S = 3_600.0
+
 #: How often a sweep that waits for Kafka looks whether it must stop.
 _SETTLE_WAIT_S = 0.2
 
@@ -72,6 +76,7 @@ class Sweeper:
         zone: tzinfo,
         batch_rows: int,
         lease_s: float,
+        backoff_cap_s: float = 0.0,
         redeliver_published_after_s: float = 0.0,
         marks_tailed: bool = True,
         safe_bytes: float = math.inf,
@@ -79,6 +84,7 @@ class Sweeper:
         """``head`` asks the server where its binlog ends now. ``complete`` is ``StatusWriter.complete``.
 
         While a page waits for Kafka its leases are renewed by ``now``, until ``stopping`` says so.
+        ``backoff_cap_s``: how far away the next attempt of a failed row may be, if that is longer than an hour.
         ``redeliver_published_after_s``: 0 for never. Without ``marks_tailed`` the tailer's rows stay pending until a
         consumer marks them; those that are pending so long after they were written are sent again, and marked.
         A row larger than ``safe_bytes`` may be refused by Kafka, so nothing of its key is sent right behind it.
@@ -94,6 +100,7 @@ class Sweeper:
         self._zone = zone
         self._batch_rows = batch_rows
         self._lease_s = lease_s
+        self._longest_wait = timedelta(seconds=max(_LONGEST_WAIT_S, backoff_cap_s))
         self._fresh_rows = FreshRows(head, tail_progress)
         self._parked_rows = ParkedRows(parking, transaction, statements)
         self._unconsumed_rows = UnconsumedRows(
@@ -118,7 +125,8 @@ class Sweeper:
         lowest_waiting: dict[bytes, int] = {}
         with self._transaction() as connection:
             if self._keeps_order:
-                for row_id, key in self._statements.waiting(connection, due, _SCAN_ROWS):
+                until = due_bound(now + self._longest_wait, self._zone)
+                for row_id, key in self._statements.waiting(connection, due, until, _SCAN_ROWS):
                     lowest_waiting.setdefault(key, row_id)
             found, held_back = self._look(connection, now, due)
         ours, left = self._fresh_rows.without_the_tailers(found)

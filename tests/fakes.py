@@ -265,13 +265,13 @@ class FakeOutboxTable:
         found = sorted(due, key=lambda row: row.id)
         return [PendingRow(row.id, row.held, len(row.payload)) for row in found[:limit]]
 
-    def waiting(self, connection: Any, due_bound: datetime, limit: int) -> list[WaitingRow]:
+    def waiting(self, connection: Any, due_bound: datetime, until: datetime, limit: int) -> list[WaitingRow]:
         found = sorted(
             row.id
             for row in self.rows.values()
             if row.status == "pending"
             and row.next_retry_at is not None
-            and row.next_retry_at > due_bound
+            and due_bound < row.next_retry_at <= until
             and (row.retry_count > 0 or row.last_error)
         )
         return [WaitingRow(row_id, self.rows[row_id].message_key) for row_id in found[:limit]]

@@ -172,13 +172,16 @@ class OutboxStatements(TableStatements):
             return UnmarkedPage(rows, rows[-1].id)
         return UnmarkedPage(rows, int(end) if count == look_at else None)
 
-    def waiting(self, connection: Connection, due_bound: datetime, limit: int) -> list[WaitingRow]:
-        """Failed or parked rows whose next attempt is still to come, in id order. Changes nothing."""
+    def waiting(self, connection: Connection, due_bound: datetime, until: datetime, limit: int) -> list[WaitingRow]:
+        """Failed or parked rows whose next attempt is still to come, by ``until``, in id order. Changes nothing.
+
+        The server reads every row that has such a time, and an application may have scheduled millions for later.
+        """
         sql = (
             f"SELECT id, message_key FROM {self.by_status} WHERE status = 'pending' AND next_retry_at > :due_bound "
-            "AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
+            "AND next_retry_at <= :until AND (retry_count > 0 OR last_error <> '') ORDER BY id LIMIT :limit"
         )
-        found = connection.execute(text(sql), {"due_bound": due_bound, "limit": limit})
+        found = connection.execute(text(sql), {"due_bound": due_bound, "until": until, "limit": limit})
         return [waiting_row(row) for row in found]
 
     def held_rows(self, connection: Connection, *, dead_too: bool = False) -> list[WaitingRow]:

@@ -616,7 +616,7 @@ def test_pending_rows_are_found_however_many_others_lie_between_them(outbox: Out
 LOOKS: dict[str, Callable[[Outbox, Connection], Any]] = {
     "due": lambda o, c: o.statements.due(c, NOW, 10),
     "due_unmarked": lambda o, c: o.statements.due_unmarked(c, NOW, BEFORE, 0, look_at=10, limit=10),
-    "waiting": lambda o, c: o.statements.waiting(c, BEFORE, 10),
+    "waiting": lambda o, c: o.statements.waiting(c, BEFORE, LATER, 10),
     "held_rows": lambda o, c: o.statements.held_rows(c, dead_too=True),
     "published_page": lambda o, c: o.statements.published_page(c, 0, 10),
     "unconsumed": lambda o, c: o.statements.unconsumed(c, NOW, 0, 10),
@@ -743,7 +743,8 @@ def test_waiting_are_failed_and_parked_rows_whose_time_is_to_come(outbox: Outbox
     outbox.insert(next_retry_at=LATER)  # scheduled by the application: holds nothing back
     outbox.insert(retry_count=1, next_retry_at=NOW)  # due
     outbox.insert(retry_count=1, next_retry_at=LATER, status="dead")
-    assert outbox.do(lambda c: outbox.statements.waiting(c, NOW, 10)) == [(failed, b"a"), (parked, b"b")]
+    outbox.insert(retry_count=1, next_retry_at=LATER + timedelta(seconds=1))  # nobody's backoff is so long
+    assert outbox.do(lambda c: outbox.statements.waiting(c, NOW, LATER, 10)) == [(failed, b"a"), (parked, b"b")]
 
 
 def test_unsettled_are_failed_and_parked_rows_and_failed_ones_on_their_way_again(outbox: Outbox) -> None:
