@@ -81,7 +81,7 @@ class Observer:
         """Read the database's clock, and how far behind the head of the binlog the watermark is."""
         position = self._watermark.position
         with self._transaction() as connection:
-            self._clock.set(self._statements.database_now(connection))
+            self._clock.set(lambda: self._statements.database_now(connection))
             binlog = server_binlog(connection)
         if not self._tails:
             return

@@ -199,7 +199,7 @@ class RelayService:
         self._parts.writer.forget_late()
         with transaction(self._engine) as connection:
             binlog = server_binlog(connection)
-            self._parts.clock.set(self._parts.statements.database_now(connection))
+            self._parts.clock.set(lambda: self._parts.statements.database_now(connection))
         start = self._start(binlog, distrust)
         self._session = Session(
             self._parts,

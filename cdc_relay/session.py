@@ -211,12 +211,12 @@ class Session:
             max_unacknowledged_rows=parts.settings.tail.max_unacknowledged_rows,
         )
         if not self.caught_up:
-            if not tailer.catch_up(self._parts.clock()):
+            if not tailer.catch_up(self._parts.clock):
                 return
             self._progress.reconciling = False
             log.info("caught up from the table; tailing from here", action="reconciled")
         while not self._intake_stopped.is_set():
-            tailer.run_once(self._parts.clock())
+            tailer.run_once(self._parts.clock)
             self._heard()
 
     def _complete(self, delivery: Delivery) -> None:

@@ -15,7 +15,7 @@ from cdc_relay.binlog.batches import TransactionBatch
 from cdc_relay.binlog.position import BinlogPosition
 from cdc_relay.delivery import Delivery, Publisher
 from cdc_relay.errors import RowError
-from cdc_relay.outbox.clock import due_bound
+from cdc_relay.outbox.clock import Clock, due_bound
 from cdc_relay.outbox.envelope import Encoder
 from cdc_relay.outbox.row import Due, OutboxRow
 from cdc_relay.outbox.status import Status
@@ -91,8 +91,10 @@ class Tailer:
         self.is_behind = False
         """Whether there is more to send than was sent; then whatever can wait had better wait."""
 
-    def run_once(self, now: datetime) -> int:
+    def run_once(self, now: Clock) -> int:
         """Read once and send; how many rows were sent. Nothing is read while too much is in flight.
+
+        ``now`` is asked when rows have come: asked before the wait for them, it would find each a moment in the future.
 
         Raises what source, publisher and look-up raise; then this tailer is of no use, and a new one begins at the
         watermark.
@@ -105,7 +107,7 @@ class Tailer:
             while self._is_full:
                 if self._take_answers():
                     return sent
-            sent += self._deliver(batch, now, "tail")
+            sent += self._deliver(batch, now(), "tail")
             self._reached = batch.end or self._reached
             if batch.unreadable and not self._is_caught_up(batch.end):
                 # Its rows must not be overtaken, so they are sent from the table before anything else is.
@@ -116,7 +118,7 @@ class Tailer:
         self.is_behind = self._source.has_more
         return sent
 
-    def catch_up(self, now: datetime) -> bool:
+    def catch_up(self, now: Clock) -> bool:
         """Send every fresh row that is pending in the table, in id order; false when stopped before the end.
 
         At a start without a usable checkpoint, and where the binlog holds what cannot be read.
@@ -139,7 +141,7 @@ class Tailer:
                     while self._is_full:
                         if self._take_answers():
                             return False
-                    self._deliver(batch, now, "reconcile")
+                    self._deliver(batch, now(), "reconcile")
             if not self._settled():
                 return False
         if self._sent_before is not None:

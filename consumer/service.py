@@ -187,7 +187,7 @@ class Service:
         self._clock_set_at = time.monotonic()
         try:
             with self._unit_of_work(utc_now()) as work:
-                self._clock.set(work.outbox.database_now(work.connection))
+                self._clock.set(lambda: work.outbox.database_now(work.connection))
         except DatabaseUnavailable:
             pass  # the clock as it was set last will do until the outage is over
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from cdc_relay.errors import DatabaseError, PoisonRow, RelayError, RowError
 from cdc_relay.logs import OncePerKind, get_logger
 from cdc_relay.outbox.backoff import Backoff, NextAttempt, after_failure
-from cdc_relay.outbox.clock import to_column, utc_now
+from cdc_relay.outbox.clock import Clock, to_column, utc_now
 from cdc_relay.outbox.envelope import MalformedEnvelope, decode
 from cdc_relay.outbox.parking import Ordering
 from cdc_relay.outbox.row import LockedRow
@@ -26,7 +26,6 @@ from consumer.plan import Counts, Outcome, Plan, make_plan
 from consumer.registry import Event, HandlerRegistry, Refused
 from consumer.unit_of_work import UnitOfWork, UnitOfWorkFactory
 
-Clock = Callable[[], datetime]
 Wait = Callable[[float], None]
 RideOut = Callable[[Callable[[], None], Wait], None]
 """``ride_out(action, wait)``: run ``action`` until it raises nothing retriable, calling ``wait(seconds)`` in between.

@@ -271,7 +271,6 @@ class QuickLoop:
             at = end
 
         beyond_4_gib = assembler.offset & ~0xFFFFFFFF
-        commit_time = self._commit_time(data, gtid_at, checksum)
         if xid_at >= 0:
             committed_at = self._commit_time(data, finished_gtid_at, checksum)
             if committed_at is None:
@@ -281,6 +280,7 @@ class QuickLoop:
             assembler.take_finished(done, finished_size, beyond_4_gib | xid_end, committed_at)
             rows = rows[finished:]
         if is_open:
+            commit_time = self._commit_time(data, gtid_at, checksum)
             assembler.take_open(OpenTransaction(begun, rows, size), beyond_4_gib | end_position, commit_time)
         return at
 

@@ -80,7 +80,10 @@ class ReconnectingSource:
 
     def read(self) -> list[TransactionBatch]:
         """See TransactionSource. Waits for the server to come back; raises StaleSource and errors that stay."""
-        batches: list[TransactionBatch] = self._retrying(self._read)
+        try:
+            batches = self._read()
+        except DatabaseUnavailable as lost:
+            batches = self._read_again(lost)
         for batch in batches:
             if batch.end is not None:
                 self._resume_at = batch.end
@@ -100,6 +103,20 @@ class ReconnectingSource:
         reader = self._reader
         if reader is not None:
             reader.close()
+
+    def _read_again(self, lost: DatabaseUnavailable) -> list[TransactionBatch]:
+        """Read until it works, ``lost`` being the first failure.
+
+        Only here, since to have every read repeated costs as much as to decode a row, while the row waits.
+        """
+        failures = iter([lost])
+
+        def attempt() -> list[TransactionBatch]:
+            for failure in failures:
+                raise failure
+            return self._read()
+
+        return self._retrying(attempt)
 
     def _read(self) -> list[TransactionBatch]:
         if self._reader is None:

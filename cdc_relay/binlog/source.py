@@ -111,11 +111,11 @@ class BinlogSource:
     def _receive(self) -> None:
         splitter, quick = self._splitter, self._quick
         data = splitter.add(self._stream.receive())
-        at = 0
-        while data:
+        at, total = 0, len(data)
+        while at < total:
             if not splitter.inside_long:
                 before = -1
-                while at != before:
+                while before != at < total:
                     before, at = at, quick.run(data, at)
             payload, end = splitter.take(data, at)
             if end == at:

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
+
+Clock = Callable[[], datetime]
+"""Tells what time it is, as an instant."""
 
 
 def to_column(instant: datetime, zone: tzinfo) -> datetime:
@@ -68,6 +72,8 @@ class DatabaseClock:
         """Now, as an instant."""
         return utc_now() + self._ahead
 
-    def set(self, database_now: datetime) -> None:
-        """The database said ``database_now`` just now. The way there and back is the error: milliseconds."""
-        self._ahead = database_now - utc_now()
+    def set(self, ask: Clock) -> None:
+        """``ask`` asks the database. It counts as answered in the middle between question and answer."""
+        asked_at = utc_now()
+        database_now = ask()
+        self._ahead = database_now - (asked_at + (utc_now() - asked_at) / 2)

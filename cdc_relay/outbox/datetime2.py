@@ -40,11 +40,18 @@ def unpack(raw: bytes) -> datetime | None:
 
 def pack(wall: datetime, size: int) -> bytes:
     """``wall`` in ``size`` bytes, cut off to what they hold."""
+    return packed_forms(wall)[size]
+
+
+def packed_forms(wall: datetime) -> dict[int, bytes]:
+    """``wall`` in each number of bytes that a column's times may have, cut off to what they hold."""
     date = (wall.year * 13 + wall.month) << 5 | wall.day
     time = wall.hour << 12 | wall.minute << 6 | wall.second
-    fraction_bytes = size - WHOLE_BYTES
-    fraction = wall.microsecond // _UNITS[fraction_bytes] if fraction_bytes else 0
-    return ((date << 17 | time) + _OFFSET).to_bytes(WHOLE_BYTES, "big") + fraction.to_bytes(fraction_bytes, "big")
+    whole = ((date << 17 | time) + _OFFSET).to_bytes(WHOLE_BYTES, "big")
+    forms = {WHOLE_BYTES: whole}
+    for size in (1, 2, 3):
+        forms[WHOLE_BYTES + size] = whole + (wall.microsecond // _UNITS[size]).to_bytes(size, "big")
+    return forms
 
 
 def _microsecond(raw: bytes) -> int:

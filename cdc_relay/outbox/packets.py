@@ -69,6 +69,8 @@ class PacketSplitter:
             rest = data[at:]
             self._parts = [rest] if rest else []
             self._have = len(rest)
+            if not rest:
+                self._need = _HEADER_SIZE
 
     def feed(self, received: bytes) -> Iterator[Payload]:
         """The payloads that ``received`` completes, in order."""

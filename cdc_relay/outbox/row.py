@@ -21,8 +21,7 @@ class Due(NamedTuple):
 
     @classmethod
     def at(cls, wall: datetime) -> Due:
-        sizes = range(datetime2.WHOLE_BYTES, datetime2.LONGEST_BYTES + 1)
-        return cls(wall, {size: datetime2.pack(wall, size) for size in sizes})
+        return cls(wall, datetime2.packed_forms(wall))
 
 
 class OutboxRow(NamedTuple):

@@ -180,5 +180,5 @@ def test_now_is_an_instant_in_utc() -> None:
 def test_the_database_clock_is_ours_plus_the_difference_that_was_measured() -> None:
     clock = DatabaseClock()
     assert abs(clock() - utc_now()) < timedelta(minutes=1)
-    clock.set(utc_now() + timedelta(minutes=10))
+    clock.set(lambda: utc_now() + timedelta(minutes=10))
     assert timedelta(minutes=9) < clock() - utc_now() < timedelta(minutes=11)

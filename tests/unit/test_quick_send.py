@@ -76,7 +76,7 @@ def deliver(some: list[OutboxRow], held: list[tuple[bytes, int]]) -> tuple[Deliv
         wait=lambda seconds: False,
         zone=UTC,
     )
-    tailer.run_once(NOW)
+    tailer.run_once(lambda: NOW)
     publisher.poll(0)
     return (complete or [Delivery(publisher, complete.append, path="none")])[0], publisher, parking
 

@@ -153,7 +153,7 @@ class Rig:
         """Until the source has no more; the rows sent."""
         sent = 0
         while self.source.reads:
-            sent += self.tailer.run_once(NOW)
+            sent += self.tailer.run_once(lambda: NOW)
         self.write()
         return sent
 
@@ -186,8 +186,8 @@ def looks(rig: Rig, look: Callable[[], T]) -> list[T]:
 def test_rows_are_sent_in_order_and_the_position_follows_when_their_statuses_are_written() -> None:
     rig = Rig([batch(1, 2, end=100)], [batch(3, end=200)])
     rig.writes = False
-    assert rig.tailer.run_once(NOW) == 2
-    assert rig.tailer.run_once(NOW) == 1
+    assert rig.tailer.run_once(lambda: NOW) == 2
+    assert rig.tailer.run_once(lambda: NOW) == 1
     assert rig.sent == [1, 2, 3]
     rig.write()
     assert len(rig.complete) == 2  # acknowledged, and not written yet
@@ -210,15 +210,15 @@ def test_a_record_is_as_the_envelope_says() -> None:
 def test_it_is_behind_as_long_as_there_is_more_to_read() -> None:
     rig = Rig([batch(1, end=100)], [batch(2, end=200)])
     assert not rig.tailer.is_behind
-    rig.tailer.run_once(NOW)
+    rig.tailer.run_once(lambda: NOW)
     assert rig.tailer.is_behind
-    rig.tailer.run_once(NOW)
+    rig.tailer.run_once(lambda: NOW)
     assert not rig.tailer.is_behind
 
 
 def test_transactions_with_nothing_for_us_move_the_position_at_once() -> None:
     rig = Rig([batch(end=100)])
-    rig.tailer.run_once(NOW)
+    rig.tailer.run_once(lambda: NOW)
     assert rig.watermark.position == at(100)
 
 
@@ -233,13 +233,13 @@ def test_the_position_does_not_pass_a_transaction_that_is_under_way() -> None:
 
 def test_nothing_is_read_while_too_much_is_in_flight() -> None:
     rig = Rig([batch(1, 2, 3)], [batch(4)], max_rows=3, publisher=FakePublisher(answers=False))
-    assert rig.tailer.run_once(NOW) == 3
+    assert rig.tailer.run_once(lambda: NOW) == 3
     for _ in range(3):
-        assert rig.tailer.run_once(NOW) == 0
+        assert rig.tailer.run_once(lambda: NOW) == 0
     assert len(rig.source.reads) == 1
     rig.publisher.answer_all()
     rig.write()
-    assert rig.tailer.run_once(NOW) == 1
+    assert rig.tailer.run_once(lambda: NOW) == 1
 
 
 def test_the_time_of_the_commit_travels_with_the_rows() -> None:
@@ -253,7 +253,7 @@ def test_the_time_of_the_commit_travels_with_the_rows() -> None:
 def test_what_the_source_raises_is_not_swallowed(error: Exception) -> None:
     rig = Rig(error)
     with pytest.raises(type(error)):
-        rig.tailer.run_once(NOW)
+        rig.tailer.run_once(lambda: NOW)
 
 
 def test_when_kafka_is_given_up_in_a_batch_the_position_stays_before_it() -> None:
@@ -267,7 +267,7 @@ def test_when_kafka_is_given_up_in_a_batch_the_position_stays_before_it() -> Non
 
     rig = Rig([batch(1, end=100), batch(2, 3, end=200)], publisher=GivesUp())
     with pytest.raises(KafkaUnavailable):
-        rig.tailer.run_once(NOW)
+        rig.tailer.run_once(lambda: NOW)
     rig.write()
     assert rig.watermark.position == at(100)
 
@@ -567,11 +567,11 @@ def test_nothing_is_read_while_kafka_owes_too_many_answers() -> None:
     publisher = FakePublisher(answers=False)
     rig = Rig([batch(1, 2)], [batch(3)], publisher=publisher, max_unacknowledged_rows=2)
     rig.writes = False
-    assert rig.tailer.run_once(NOW) == 2
-    assert rig.tailer.run_once(NOW) == 0
+    assert rig.tailer.run_once(lambda: NOW) == 2
+    assert rig.tailer.run_once(lambda: NOW) == 0
     publisher.answer()
-    assert rig.tailer.run_once(NOW) == 0  # the answer is taken
-    assert rig.tailer.run_once(NOW) == 1
+    assert rig.tailer.run_once(lambda: NOW) == 0  # the answer is taken
+    assert rig.tailer.run_once(lambda: NOW) == 1
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------
@@ -592,7 +592,7 @@ def test_the_position_does_not_pass_what_cannot_be_read_before_the_table_is_caug
     rig = Rig([batch(end=200, unreadable=True)], publisher=FakePublisher(answers=False))
     rig.table.add(outbox_row(1))
     rig.stop_after = 3
-    rig.tailer.run_once(NOW)
+    rig.tailer.run_once(lambda: NOW)
     assert rig.sent == [1]
     rig.publisher.answer_all()
     rig.write()
@@ -651,7 +651,7 @@ def test_rows_sent_from_the_table_are_not_sent_again_when_the_binlog_comes_to_th
 def test_catching_up_sends_what_is_pending_in_id_order() -> None:
     rig = Rig(head=100)
     rig.table.add(*(outbox_row(n) for n in (9, 2, 5, 7, 11)), outbox_row(3, status="published"))
-    assert rig.tailer.catch_up(NOW)
+    assert rig.tailer.catch_up(lambda: NOW)
     assert rig.sent == [2, 5, 7, 9, 11]
     assert rig.watermark.idle
     assert {delivery.path for delivery in rig.settled} == {"reconcile"}
@@ -668,7 +668,7 @@ def test_catching_up_leaves_scheduled_and_tried_rows_to_the_sweep_and_holds_the_
         outbox_row(5, key="c", held=True),
         outbox_row(6, key="c"),
     )
-    assert rig.tailer.catch_up(NOW)
+    assert rig.tailer.catch_up(lambda: NOW)
     assert rig.sent == [4]
     assert rig.parking.waiting(10) == [1, 2, 5, 6]
 
@@ -688,7 +688,7 @@ def test_catching_up_waits_while_too_much_is_in_flight(writes_every: int) -> Non
         return ticket
 
     rig.watermark.track = tracked  # type: ignore[method-assign,assignment]
-    assert rig.tailer.catch_up(NOW)
+    assert rig.tailer.catch_up(lambda: NOW)
     assert rig.sent == list(range(1, 50))
     assert most <= 4 + 3  # one page is always let in
 
@@ -698,7 +698,7 @@ def test_it_is_behind_while_the_table_has_more_and_no_longer_when_it_waits_for_t
     rig.table.add(*(outbox_row(n) for n in range(1, 10)))
     seen = looks(rig, lambda: (rig.tailer.is_behind, len(rig.sent)))
     rig.writes_every = 10
-    assert rig.tailer.catch_up(NOW)
+    assert rig.tailer.catch_up(lambda: NOW)
     assert {sent for is_behind, sent in seen if is_behind} >= {3, 6}
     assert (False, 9) in seen
     assert not rig.tailer.is_behind
@@ -719,7 +719,7 @@ def test_a_stop_ends_the_catching_up_anywhere(waits: int) -> None:
     rig = Rig(head=100, max_rows=4, publisher=FakePublisher(answers=False))
     rig.table.add(*(outbox_row(n) for n in range(1, 50)))
     rig.stop_after = waits
-    assert not rig.tailer.catch_up(NOW)
+    assert not rig.tailer.catch_up(lambda: NOW)
 
 
 @pytest.mark.parametrize("writes_every", [1, 2, 7])
@@ -740,11 +740,11 @@ def test_what_kafka_had_before_a_kill_is_marked_by_the_next_start_and_not_sent_a
     killed.table.add(*(outbox_row(n) for n in range(1, 20)), outbox_row(20, next_retry_at=WALL + timedelta(hours=1)))
     killed.writes = False
     killed.stop_after = waits
-    assert not killed.tailer.catch_up(NOW)
+    assert not killed.tailer.catch_up(lambda: NOW)
 
     rig = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
     rig.table = killed.table
-    assert rig.tailer.catch_up(NOW + timedelta(hours=2))
+    assert rig.tailer.catch_up(lambda: NOW + timedelta(hours=2))
     assert killed.sent + rig.sent == list(range(1, 21)), "also the row that was not due then"
     assert {row.status for row in rig.table.rows.values()} == {"published"}
     assert list(tmp_path.iterdir()) == []
@@ -755,12 +755,12 @@ def test_a_row_that_has_failed_since_it_was_sent_is_left_to_the_sweep(tmp_path: 
     killed.table.add(outbox_row(1, key="a"), outbox_row(2, key="a"), outbox_row(3, key="b"))
     killed.writes = False
     killed.stop_after = 3
-    assert not killed.tailer.catch_up(NOW)
+    assert not killed.tailer.catch_up(lambda: NOW)
     assert killed.sent == [1, 2, 3]
 
     rig = Rig(head=100, sent_before=SentRows.beside(tmp_path / "relay.json"))
     rig.table.add(outbox_row(1, key="a", retry_count=1), outbox_row(2, key="a"), outbox_row(3, key="b", payload="[]"))
-    assert rig.tailer.catch_up(NOW)
+    assert rig.tailer.catch_up(lambda: NOW)
     assert rig.sent == [3], "another row than the one that was sent"
     assert rig.parking.waiting(10) == [1]
     assert rig.table.rows[1].status == "pending"
