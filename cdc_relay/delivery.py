@@ -7,7 +7,7 @@ thread that polls. When the last report is in, the whole batch goes to the statu
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from threading import Event, Lock
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -78,7 +78,6 @@ class Delivery:
         """Row id -> the id that it waits for."""
         self.abandoned = False
         """Given up before Kafka answered: no status may be written and the watermark must not pass."""
-        self.settled = Event()
         self._publisher = publisher
         self._done = done
         self._on_settled = on_settled
@@ -126,7 +125,6 @@ class Delivery:
         """The statuses of all rows are committed."""
         if self._on_settled is not None:
             self._on_settled()
-        self.settled.set()
 
     def _refused(self, error: Any, message: Any) -> None:
         row_id, reason = self._publisher.outcome(error, message)

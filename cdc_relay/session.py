@@ -57,7 +57,7 @@ _POLL_S = 0.05
 
 #: While rows keep coming their statuses are gathered for so long: a transaction for each would take the processor, and
 #: the server, from the rows themselves. After a pause the first is written at once.
-_GATHER_S = 0.02
+_GATHER_S = 0.05
 #: The same while the tailer is behind: to mark a row costs more than to send it, and what waits is sent first.
 _GATHER_BEHIND_S = 0.5
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
+from threading import Event
 
 from sqlalchemy import Connection
 
@@ -217,8 +218,13 @@ class Sweeper:
 
     def _send(self, rows: list[OutboxRow]) -> None:
         """Send leased rows and wait until their statuses are written."""
+        settled = Event()
         delivery = Delivery(
-            self._publisher, self._complete, path="sweep", retry_counts={row.id: row.retry_count for row in rows}
+            self._publisher,
+            self._complete,
+            path="sweep",
+            on_settled=settled.set,
+            retry_counts={row.id: row.retry_count for row in rows},
         )
         going: set[int] = set()
         for row in rows:
@@ -234,7 +240,7 @@ class Sweeper:
                 delivery.failed[row.id] = reason
         delivery.close()
         renew_at = self._now() + timedelta(seconds=self._lease_s / 3)
-        while not delivery.settled.wait(_SETTLE_WAIT_S) and not self._stopping():
+        while not settled.wait(_SETTLE_WAIT_S) and not self._stopping():
             if self._now() >= renew_at:  # Kafka is away: keep the rows ours
                 with self._transaction() as connection:
                     self._lease(connection, rows)
