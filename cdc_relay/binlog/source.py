@@ -115,7 +115,7 @@ class BinlogSource:
         while at < total:
             if not splitter.inside_long:
                 before = -1
-                while before != at < total:
+                while at != before and at < total:
                     before, at = at, quick.run(data, at)
             payload, end = splitter.take(data, at)
             if end == at:

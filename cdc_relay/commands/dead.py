@@ -150,7 +150,7 @@ def _decide(
     waiting, seen, changed, last_id = sorted(set(ids or ())), 0, 0, 0
     while True:
         with transaction(engine) as connection:
-            batch = waiting[seen:][:_BATCH_ROWS] if ids else statements.dead_ids(connection, last_id, _BATCH_ROWS)
+            batch = waiting[seen : seen + _BATCH_ROWS] if ids else statements.dead_ids(connection, last_id, _BATCH_ROWS)
             if not batch:
                 break
             changed += which(statements)(connection, batch, to_column(utc_now(), settings.database.zone))
