@@ -198,6 +198,7 @@ class World:
                 "kafka.properties": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
                 "consumer.topics": [self.topic],
                 "consumer.group_id": self.topic,
+                "consumer.workers": 1,  # a second member would only make each start wait for another rebalance
                 "admin.port": 0,
             }
             | given,
@@ -264,6 +265,7 @@ class World:
             "CDC_KAFKA__PROPERTIES": json.dumps({"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}),
             "CDC_CONSUMER__TOPICS": json.dumps([self.topic]),
             "CDC_CONSUMER__GROUP_ID": self.topic,
+            "CDC_CONSUMER__WORKERS": "1",
             "CDC_ADMIN__PORT": "0",
         }
         argv = [sys.executable, "-m", "consumer.cli", "run", *options]
