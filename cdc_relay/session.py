@@ -55,6 +55,9 @@ _LONGEST_SWEEP_PAUSE = 10
 #: How long the writing thread waits for a delivery report before it looks at its other duties.
 _POLL_S = 0.05
 
+#: How often it looks whether it is time to write while rows keep coming, and whoever sends them takes the reports.
+_LOOK_S = 0.02
+
 #: While rows keep coming their statuses are gathered for so long: a transaction for each would take the processor, and
 #: the server, from the rows themselves. After a pause the first is written at once.
 _GATHER_S = 0.05
@@ -236,9 +239,9 @@ class Session:
         wrote_at = 0.0
         while not self._drained.is_set():
             if time.monotonic() - self._heard_at > _GATHER_S:
-                self._publisher.poll(_POLL_S if writer.idle else _GATHER_S)
+                self._publisher.poll(_POLL_S if writer.idle else _LOOK_S)
             elif not self._is_write_due(wrote_at):
-                self._drained.wait(_GATHER_S)  # rows keep coming, and whoever sends them takes the answers
+                self._drained.wait(_LOOK_S)
             if self._is_write_due(wrote_at) and self._questions.uncontended(self._write_statuses):
                 wrote_at = time.monotonic()
             self._publisher.raise_if_fatal()
