@@ -102,6 +102,11 @@ class Proxy:
     def open_connections(self) -> int:
         return len(self._links)
 
+    @property
+    def tasks(self) -> int:
+        """That wait for something; none where nothing is open."""
+        return len(asyncio.all_tasks(self._loop))
+
     # --- inside
 
     async def _listen(self) -> None:
@@ -134,11 +139,10 @@ class Proxy:
             link.silence(up=True, down=True)
         self._links.add(link)
         try:
-            await asyncio.gather(
-                self._pump(self._requests(reader, writer), far_writer, link.up_is_open),
-                self._pump(far_reader, writer, link.down_is_open),
-            )
-        except (OSError, asyncio.CancelledError):
+            async with asyncio.TaskGroup() as both_ways:  # where one task fails the others end: none is left over
+                self._pump(both_ways, self._requests(reader, writer), far_writer, link.up_is_open)
+                self._pump(both_ways, far_reader, writer, link.down_is_open)
+        except* OSError:
             pass  # one end is gone, so the other goes too
         finally:
             self._links.discard(link)
@@ -148,19 +152,18 @@ class Proxy:
         """What goes to the server; a proxy that knows the protocol may keep some of it and answer ``back``."""
         return client
 
-    async def _pump(self, reader: Readable, writer: asyncio.StreamWriter, is_open: asyncio.Event) -> None:
+    def _pump(
+        self, tasks: asyncio.TaskGroup, reader: Readable, writer: asyncio.StreamWriter, is_open: asyncio.Event
+    ) -> None:
         on_the_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY)
-        carrying = asyncio.ensure_future(_carry(on_the_way, writer, is_open))
-        try:
-            while True:
-                data = await reader.read(_CHUNK)
-                await on_the_way.put((self._loop.time() + self._delay_s, data))
-                if not data:
-                    break
-            await carrying
-        finally:
-            carrying.cancel()
-            await asyncio.gather(carrying, return_exceptions=True)  # its error is that of the connection
+        tasks.create_task(self._take(reader, on_the_way))
+        tasks.create_task(_carry(on_the_way, writer, is_open))
+
+    async def _take(self, reader: Readable, on_the_way: asyncio.Queue[tuple[float, bytes]]) -> None:
+        data = b"something"
+        while data:
+            data = await reader.read(_CHUNK)
+            await on_the_way.put((self._loop.time() + self._delay_s, data))
 
     def _call(self, action: Callable[[], None]) -> None:
         async def run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from threading import Thread
@@ -10,6 +11,7 @@ from threading import Thread
 import pytest
 
 from tests.e2e.proxy import Proxy
+from tests.harness import eventually
 
 
 @pytest.fixture
@@ -83,6 +85,18 @@ def test_a_silenced_connection_stays_open_and_silent_while_new_ones_work(proxy: 
         assert proxy.open_connections == 2
     with connect(proxy) as new:
         assert asked(new) == b"hello"
+
+
+def test_a_silent_connection_that_is_reset_leaves_nothing_behind(proxy: Proxy) -> None:
+    """A task that waited for ever would be found by the garbage collector, in whichever test that runs."""
+    with connect(proxy) as client:
+        assert asked(client) == b"hello"
+        proxy.silence(up=False)
+        with pytest.raises(TimeoutError):
+            asked(client, 0.3)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    eventually(lambda: proxy.tasks == 0, "the end of all tasks", 5)
+    assert proxy.open_connections == 0
 
 
 def test_a_reset_is_an_error_and_a_cut_proxy_refuses(proxy: Proxy) -> None:
