@@ -9,13 +9,14 @@ when the machine dies the file may be old, torn or gone, and rows are sent twice
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from struct import Struct
 from threading import Lock
+
+from zlib_ng.zlib_ng import crc32
 
 from cdc_relay.logs import get_logger
 from cdc_relay.outbox.row import OutboxRow
@@ -98,4 +99,4 @@ def _checksum(row: OutboxRow) -> int:
     # With the time of the hour: ids may begin anew (TRUNCATE), and messages may be alike.
     at = row.created_at
     seed = 0 if at is None else at.minute << 26 | at.second << 20 | at.microsecond
-    return zlib.crc32(row.payload, zlib.crc32(row.message_key, zlib.crc32(row.topic.encode(), seed)))
+    return crc32(row.payload, crc32(row.message_key, crc32(row.topic.encode(), seed)))

@@ -15,7 +15,7 @@ from cdc_relay import __version__
 
 #: Settings of the server that decide what a commit and an UPDATE cost.
 _VARIABLES = ("version", "sync_binlog", "innodb_flush_log_at_trx_commit", "binlog_row_image", "innodb_buffer_pool_size")
-_LIBRARIES = ("mysql-replication", "PyMySQL", "orjson", "pysimdjson")
+_LIBRARIES = ("mysql-replication", "PyMySQL", "orjson", "pysimdjson", "zlib-ng")
 
 
 def machine_facts() -> dict[str, str]:

@@ -12,7 +12,7 @@ It is one long function on purpose: a call for each event would cost more than t
 
 from __future__ import annotations
 
-import zlib
+from zlib_ng.zlib_ng import crc32
 
 from cdc_relay.binlog.batches import JOINED_ROWS
 from cdc_relay.binlog.events import (
@@ -95,7 +95,7 @@ class QuickLoop:
         ordinary, opened = assembler.lend()
         if not ordinary:
             return at
-        unpack, query_sizes, crc32 = FRAME.unpack_from, QUERY_SIZES.unpack_from, zlib.crc32
+        unpack, query_sizes = FRAME.unpack_from, QUERY_SIZES.unpack_from
         by_id, by_map, foreign_maps = self._tables.by_id, self._tables.by_map, self._tables.foreign_maps
         checksum = assembler.checksum_size
         changeover, head, passage = self._still_supposed(checksum)

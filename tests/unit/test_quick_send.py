@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,15 +107,17 @@ texts = st.recursive(
 scraps = st.sampled_from([*(bytes([byte]) for byte in b'{}[]",:\\/ \t\n\0\x1f\x7f\x80-+.0189eEuntf'), b"\xef\xbb\xbf"])
 
 
+@pytest.mark.parametrize("has_simdjson", [True, False])
 @given(texts, st.lists(st.tuples(st.integers(0, 200), st.integers(0, 2), scraps), max_size=3))
 def test_no_payload_passes_that_the_careful_way_refuses(
-    payload: bytes, mutations: list[tuple[int, int, bytes]]
+    has_simdjson: bool, payload: bytes, mutations: list[tuple[int, int, bytes]]
 ) -> None:
     for at, length, scrap in mutations:
         payload = payload[:at] + scrap + payload[at + length :]
     publisher = FakePublisher()
     publisher.topics.add("topic")
-    quick, delivery = sender(publisher, SharedParking())
+    with patch.dict(sys.modules, {} if has_simdjson else {"simdjson": None}):
+        quick, delivery = sender(publisher, SharedParking())
     if quick.run([packed(1, payload=payload)], 0, Due.at(WALL), delivery):
         check_json(payload)
         assert decode(publisher.published[0].value).outbox_id == 1
