@@ -63,6 +63,8 @@ class World:
             admin = AdminClient({"bootstrap.servers": bootstrap_servers})
             admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result()
         self._written = 0
+        self.group: dict[str, Any] = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500}
+        """Kafka's properties for a member of it."""
         self.zone: tzinfo = UTC
         """Of the columns, as the relay has it."""
 
@@ -195,7 +197,7 @@ class World:
             {
                 "database.url": self.database_url,
                 "kafka.bootstrap_servers": self.bootstrap_servers,
-                "kafka.properties": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 500},
+                "kafka.properties": self.group,
                 "consumer.topics": [self.topic],
                 "consumer.group_id": self.topic,
                 "consumer.workers": 1,  # a second member would only make each start wait for another rebalance

@@ -6,6 +6,7 @@ from typing import Any
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError
+from cdc_relay.kafka.clients import known_to
 
 #: Bytes of records sent together, where the topics take so many; their own default is 1,048,588.
 BATCH_BYTES = 1_000_000
@@ -57,4 +58,4 @@ def producer_properties(settings: KafkaSettings, *, batch_bytes: int = BATCH_BYT
         log_connection_close=False,
     )
     properties["batch.size"] = min(int(properties["batch.size"]), batch_bytes)
-    return properties
+    return known_to("producer", properties)

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException, Producer
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError, KafkaUnavailable, PoisonRow, ProducerFatal, RetryableRow, RowError
+from cdc_relay.kafka.clients import known_to
 from cdc_relay.kafka.limits import TopicLimits
 from cdc_relay.kafka.properties import BATCH_BYTES, producer_properties
 from cdc_relay.outbox.envelope import Record
@@ -92,7 +93,8 @@ class KafkaPublisher:
         self.batch_bytes: int = properties["batch.size"]
         """Bytes of records sent together at most. A broker refuses a whole batch that is larger than its topic takes,
         so a publisher that meets such a topic fails, and the next one must be made with this number."""
-        self._limit_sources = TopicLimits(settings.client_properties(client_id="cdc-relay"), logger=logger)
+        asking = known_to("admin", settings.client_properties(client_id="cdc-relay"))
+        self._limit_sources = TopicLimits(asking, logger=logger)
         try:
             self._producer = Producer(properties | {"error_cb": self._on_error}, logger=logger)
         except KafkaException as error:

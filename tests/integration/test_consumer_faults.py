@@ -29,10 +29,16 @@ pytestmark = [pytest.mark.mysql, pytest.mark.kafka]
 
 
 @pytest.fixture
-def world(database_url: str, kafka_broker: KafkaBroker, topic: str) -> Iterator[World]:
+def world(database_url: str, kafka_broker: KafkaBroker, topic: str, request: pytest.FixtureRequest) -> Iterator[World]:
     world = World(database_url, kafka_broker.bootstrap_servers, topic, partitions=6)
+    if getattr(request, "param", "classic") == "consumer":
+        world.group = {"group.protocol": "consumer"}
     yield world
     world.close()
+
+
+#: Where the members of the group share out its partitions, and where the broker does (KIP-848).
+in_either_group = pytest.mark.parametrize("world", ["classic", "consumer"], indirect=True)
 
 
 def conversations(count: int, messages: int) -> dict[str, list[str]]:
@@ -158,6 +164,7 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> None:
     assert process.wait(45) == 0, log.read_text()
 
 
+@in_either_group
 def test_partitions_that_move_between_consumers_lose_and_double_nothing(world: World) -> None:
     wanted = conversations(50, 100)
     world.add_chats(*wanted)
@@ -176,6 +183,7 @@ def test_partitions_that_move_between_consumers_lose_and_double_nothing(world: W
     assert_all_applied_once(world, wanted)
 
 
+@in_either_group
 def test_rows_that_fail_while_partitions_move_stay_in_order(world: World) -> None:
     wanted = conversations(12, 30)
     world.add_chats(*list(wanted)[:6])  # the other half of the chats comes later
@@ -200,6 +208,7 @@ def test_rows_that_fail_while_partitions_move_stay_in_order(world: World) -> Non
     assert_all_applied_once(world, wanted)
 
 
+@in_either_group
 def test_a_consumer_that_lost_its_partition_during_an_outage_drops_the_batch(world: World) -> None:
     """The first is stuck on a lock for longer than it may stay away; the second takes over."""
     wanted = {"a": [str(n) for n in range(10)]}

@@ -66,6 +66,17 @@ def test_the_consumer_commits_by_itself_reads_committed_records_and_starts_at_th
     assert properties["partition.assignment.strategy"] == "cooperative-sticky"
 
 
+def test_where_the_broker_shares_out_the_partitions_the_members_do_not() -> None:
+    """librdkafka refuses the strategy then, and no user would know where it came from."""
+    properties = consumer_properties(kafka(group_protocol="consumer"), "group")
+    assert properties["group.protocol"] == "consumer"
+    assert "partition.assignment.strategy" not in properties
+    assert (
+        consumer_properties(kafka(partition_assignment_strategy="range"), "group")["partition.assignment.strategy"]
+        == "range"
+    )
+
+
 def test_the_user_has_the_last_word_on_properties() -> None:
     properties = consumer_properties(kafka(isolation_level="read_uncommitted", fetch_min_bytes=7), "group")
     assert (properties["isolation.level"], properties["fetch.min.bytes"]) == ("read_uncommitted", 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cdc_relay.errors import ConfigurationError
 from cdc_relay.kafka.properties import BATCH_BYTES, producer_properties
 from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.preflight.kafka import kafka_checks
+from tests.harness import eventually
 
 
 def settings(**properties: Any) -> KafkaSettings:
@@ -52,3 +54,14 @@ def test_everything_else_is_the_users() -> None:
 @pytest.mark.parametrize(("users", "learned", "used"), [(500, 1_000, 500), (2_000, 1_000, 1_000)])
 def test_batches_are_as_small_as_the_user_or_experience_wants(users: int, learned: int, used: int) -> None:
     assert producer_properties(settings(batch_size=users), batch_bytes=learned)["batch.size"] == used
+
+
+def test_the_producer_is_not_told_what_is_for_the_consumer(caplog: pytest.LogCaptureFixture) -> None:
+    """librdkafka warns about each such property."""
+    given = settings(group_protocol="consumer", fetch_min_bytes=5, session_timeout_ms=6000)
+    assert not {"group.protocol", "fetch.min.bytes", "session.timeout.ms"} & producer_properties(given).keys()
+    with caplog.at_level(logging.INFO, "cdc_relay.kafka"):
+        publisher = KafkaPublisher(given)
+        eventually(lambda: publisher.poll(0.1) or caplog.records, "a word of librdkafka")  # that no broker is there
+        publisher.close()
+    assert "CONFWARN" not in caplog.text
