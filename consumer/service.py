@@ -66,18 +66,12 @@ class Service:
         self._clock_set_at = 0.0
 
     def check(self) -> None:
-        """Ask Kafka and MySQL whether all that is needed is there; make missing topics where that is allowed.
+        """All that a start asks, and what the first batch would show: whether this account may use the group.
 
         Raises KafkaError or DatabaseError that says what is wrong.
         """
-        consumer = self._settings.consumer
-        topics.prepare(
-            admin_properties(self._settings.kafka),
-            consumer.topics,
-            consumer.dead_letter_suffix,
-            create=consumer.create_topics,
-        )
-        self._check_database()
+        self._require()
+        topics.check_group(self._consumer_properties, self._settings.consumer.topics[0])
 
     def run(self, *, drain_timeout_s: float) -> None:
         """Consume until stopped. Raises RelayError for what waiting does not cure."""
@@ -94,7 +88,7 @@ class Service:
                 state=self._metrics.state,
             ),
         ):
-            self.check()
+            self._require()
             self._set_clock()
             if not self.stop.is_set():
                 self.consume()
@@ -190,6 +184,17 @@ class Service:
                 self._clock.set(lambda: work.outbox.database_now(work.connection))
         except DatabaseUnavailable:
             pass  # the clock as it was set last will do until the outage is over
+
+    def _require(self) -> None:
+        """Ask Kafka and MySQL whether all that is needed is there; make missing topics where that is allowed."""
+        consumer = self._settings.consumer
+        topics.prepare(
+            admin_properties(self._settings.kafka),
+            consumer.topics,
+            consumer.dead_letter_suffix,
+            create=consumer.create_topics,
+        )
+        self._check_database()
 
     def _check_database(self) -> None:
         """Run every write for a row that there is not, and keep nothing."""

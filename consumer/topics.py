@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka import KafkaError as Reported
-from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._acl import AclOperation
+from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from cdc_relay.errors import ConfigurationError, KafkaError
+from cdc_relay.kafka.rights import grants, named, topics_without
 from cdc_relay.logs import get_logger
 from cdc_relay.outbox.envelope import is_legal_topic
 from consumer.kafka_errors import is_final, translate
@@ -48,15 +51,22 @@ def check_names(topics: Sequence[str], suffix: str) -> None:
 
 
 def prepare(properties: Properties, topics: Sequence[str], suffix: str, *, create: bool) -> None:
-    """Wait for a broker, and see to it that each topic and its dead-letter topic are there.
+    """Wait for a broker, and see to it that each topic and its dead-letter topic are there and may be used.
 
-    Raises KafkaError when no broker answers in time, or when a topic is missing and is not, or cannot be, made.
+    Raises KafkaError when no broker answers in time, when this account may not read a topic or write its dead letters,
+    or when one is missing and is not, or cannot be, made.
     """
     said: list[Reported] = []
     client = make_client(AdminClient, properties | {"error_cb": said.append})
-    there = _topics_there(client, said, str(properties.get("bootstrap.servers")))
-    wanted = dict.fromkeys(name for topic in topics for name in (topic, dead_letter_topic(topic, suffix)))
-    missing = [name for name in wanted if name not in there]
+    known = _what_is_there(client, said, str(properties.get("bootstrap.servers")))
+    wanted = dict.fromkeys((dead_letter_topic(topic, suffix) for topic in topics), AclOperation.WRITE)
+    wanted |= dict.fromkeys(topics, AclOperation.READ)
+    without = topics_without(client, known, wanted)
+    if without:
+        raise KafkaError(
+            f"this account may not do in Kafka what it must: {named(without)}", hint=grants(without, properties)
+        )
+    missing = [name for name in wanted if name not in known.topics]
     if not missing:
         return
     if not create:
@@ -98,11 +108,30 @@ class TopicIdentities:
         return replaced
 
 
-def _topics_there(client: AdminClient, said: list[Reported], servers: str) -> set[str]:
+def check_group(properties: Properties, topic: str) -> None:
+    """Ask for the group's offsets, without joining it. Raises KafkaError when this account may not use the group."""
+    consumer = make_client(Consumer, properties)
+    try:
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                consumer.committed([TopicPartition(topic, 0)], timeout=1.0)
+                return
+            except KafkaException as failed:
+                error = failed.args[0]
+            reported = consumer.poll(0)  # what the coordinator said comes as a record does
+            error = (reported and reported.error()) or error
+            if is_final(error):
+                raise translate(error, "looking for the group")
+    finally:
+        consumer.close()
+
+
+def _what_is_there(client: AdminClient, said: list[Reported], servers: str) -> ClusterMetadata:
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
     while True:
         try:
-            return set(client.list_topics(timeout=1.0).topics)
+            return client.list_topics(timeout=1.0)
         except KafkaException as failed:
             error = failed.args[0]
             client.poll(0)  # hands over what the connections said

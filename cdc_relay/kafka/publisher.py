@@ -72,6 +72,11 @@ _RETRYABLE = {
     ErrorCode.TOPIC_AUTHORIZATION_FAILED: "this client may not write to the topic",
 }
 
+_FATAL_HINTS = {
+    ErrorCode.CLUSTER_AUTHORIZATION_FAILED: "Allow this user to WRITE the topics; brokers before Kafka 2.8 want "
+    "IDEMPOTENT_WRITE on the cluster too",
+}
+
 
 class KafkaPublisher:
     """Implements the ``Publisher`` port of ``delivery.py``."""
@@ -82,9 +87,10 @@ class KafkaPublisher:
         """Begin to connect; nothing here waits for it. ``batch_bytes``: what the publisher before this one has
         learned, see there. Raises ConfigurationError for properties that we or librdkafka refuse."""
         self._fatal: str | None = None
+        self._hint: str | None = None
         self._servers = settings.bootstrap_servers
         self.topics: set[str] = set()  # of the port
-        self._missing_until: dict[str, float] = {}
+        self._missing: dict[str, tuple[float, str]] = {}  # until when that is believed, and why
         self._closing = Event()
         self._polling = Lock()
         self.brokers_down = False
@@ -124,7 +130,7 @@ class KafkaPublisher:
         found = _OUTBOX_ID.match(value)
         row_id = int(found[1]) if found else 0
         if error.fatal():
-            self._fatal = error.str()
+            self._fail(error)
         if error.fatal() or error.code() in _GIVEN_UP or not row_id:  # of no row: none may count as published for it
             return row_id, None
         topic = message.topic() or ""
@@ -133,7 +139,7 @@ class KafkaPublisher:
         if error.code() in _RETRYABLE:
             # Until this row holds its key back, nothing else may go to the topic, though it be mended meanwhile.
             self.topics.discard(topic)
-            self._missing_until[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S
+            self._missing[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S, _RETRYABLE[error.code()]
         return row_id, _row_error(error, topic, len(value))
 
     def poll(self, timeout_s: float) -> int:
@@ -146,7 +152,7 @@ class KafkaPublisher:
             reported = error.args[0]
             if not reported.fatal():
                 raise KafkaUnavailable(f"the Kafka producer reports {reported.str()}") from error
-            self._fatal = reported.str()
+            self._fail(reported)
             return 0
         finally:
             self._polling.release()
@@ -159,7 +165,7 @@ class KafkaPublisher:
     def raise_if_fatal(self) -> None:
         """Raise ProducerFatal when the producer can take no more records."""
         if self._fatal is not None:
-            raise ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
+            raise ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}", hint=self._hint)
 
     def probe(self) -> None:
         """Find out whether brokers that were down are back; waits a moment for their answer."""
@@ -199,33 +205,40 @@ class KafkaPublisher:
         Asked before the first record, and not left to the producer: that would find out half a minute later, when
         later rows of the key are on their way to other topics. Waits while Kafka is away.
         """
-        if self._missing_until.get(topic, 0.0) < time.monotonic():
+        until, why = self._missing.get(topic, (0.0, ""))
+        if until < time.monotonic():
             deadline = time.monotonic() + _TOPIC_APPEARS_S
             while time.monotonic() < deadline:
-                found = self._ask_for_topic(topic)
-                if found is None:  # Kafka is away: an outage is not a missing topic
+                answer = self._ask_for_topic(topic)
+                if answer is None:  # Kafka is away: an outage is not a missing topic
                     deadline = time.monotonic() + _TOPIC_APPEARS_S
-                elif found:
+                elif not answer:
                     self._learn_limit(topic, _LIMIT_TOLD_S)
                     self.topics.add(topic)
-                    self._missing_until.pop(topic, None)
+                    self._missing.pop(topic, None)
                     return
+                else:
+                    why = answer
                 if self._closing.wait(_FULL_WAIT_S * 10):
                     raise KafkaUnavailable("Kafka was away until the stop")
                 self.raise_if_fatal()
-            if len(self._missing_until) > _REMEMBERED_MISSING:
-                self._missing_until.clear()
-            self._missing_until[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S
-        raise RetryableRow(f"Kafka has no topic {topic!r}: {_RETRYABLE[ErrorCode._UNKNOWN_TOPIC]}")
+            if len(self._missing) > _REMEMBERED_MISSING:
+                self._missing.clear()
+            self._missing[topic] = time.monotonic() + _TOPIC_MISSING_FOR_S, why
+        raise RetryableRow(f"Kafka has no topic {topic!r} for us: {why}")
 
-    def _ask_for_topic(self, topic: str) -> bool | None:
+    def _ask_for_topic(self, topic: str) -> str | None:
+        """Why the topic cannot be had; nothing where it is there, and None when Kafka is away."""
         try:
             known = self._producer.list_topics(topic, timeout=1.0).topics.get(topic)
         except KafkaException as error:
             if error.args[0].code() in _GIVEN_UP or error.args[0].retriable():
                 return None
             raise RetryableRow(f"Kafka refuses to tell of topic {topic!r}: {error.args[0].str()}") from error
-        return known is not None and known.error is None
+        if known is not None and known.error is None:
+            return ""
+        refused = known is not None and known.error.code() == ErrorCode.TOPIC_AUTHORIZATION_FAILED
+        return _RETRYABLE[ErrorCode.TOPIC_AUTHORIZATION_FAILED if refused else ErrorCode._UNKNOWN_TOPIC]
 
     def _learn_limit(self, topic: str, wait_s: float) -> None:
         """Ask what the topic takes. Raises ProducerFatal when that is less than the batches that are sent."""
@@ -249,14 +262,17 @@ class KafkaPublisher:
 
     def _on_error(self, error: ErrorCode) -> None:
         if error.fatal():
-            self._fatal = error.str()
+            self._fail(error)
         elif error.code() == ErrorCode._ALL_BROKERS_DOWN:
             self.brokers_down = True
 
+    def _fail(self, error: ErrorCode) -> None:
+        self._fatal, self._hint = error.str(), _FATAL_HINTS.get(error.code())
+
     def _refusal(self, error: ErrorCode, record: Record) -> RowError | ProducerFatal:
         if error.fatal() or error.code() == ErrorCode._FATAL:
-            self._fatal = error.str()
-            return ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}")
+            self._fail(error)
+            return ProducerFatal(f"the Kafka producer has failed for good: {self._fatal}", hint=self._hint)
         return _row_error(error, record.topic, len(record.value))
 
 

@@ -1,31 +1,37 @@
-"""Is Kafka there, and do the topics exist or come into being by themselves."""
+"""Is Kafka there, do the topics exist or come into being by themselves, and may the relay write to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._acl import AclOperation
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._resource import ResourceType
 
 from cdc_relay.config import KafkaSettings
 from cdc_relay.errors import ConfigurationError
 from cdc_relay.kafka.properties import producer_properties
+from cdc_relay.kafka.rights import grants, named, topics_without
 from cdc_relay.preflight.check import Check, Level, ok
 
 _ANSWER_S = 10.0
 _AUTO_CREATE = "auto.create.topics.enable"
 
+#: librdkafka's own words; the checks say it better.
+_UNHEARD = logging.Logger("unheard", logging.CRITICAL + 1)
+
 
 def kafka_checks(settings: KafkaSettings, topics: Iterable[str]) -> list[Check]:
     """Look for a broker, then for ``topics``. Raises ConfigurationError for properties that a start would refuse."""
     said: list[Any] = []
-    ours = {"client.id": "cdc-relay-check", "error_cb": said.append, "log_level": 0}
+    properties = producer_properties(settings) | {"client.id": "cdc-relay-check"}
     try:
-        client = AdminClient(producer_properties(settings) | ours)
+        client = AdminClient(properties | {"error_cb": said.append}, logger=_UNHEARD)
     except KafkaException as error:
         raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
     try:
@@ -44,11 +50,18 @@ def kafka_checks(settings: KafkaSettings, topics: Iterable[str]) -> list[Check]:
             )
         ]
     brokers = ", ".join(f"{broker.host}:{broker.port}" for broker in known.brokers.values())
-    missing = sorted(set(topics) - known.topics.keys())
-    checks = [ok("kafka", f"{len(known.brokers)} brokers: {brokers}")]
-    if not missing:
-        return [*checks, ok("topics", "all there that were asked about")]
-    return [*checks, _missing(client, min(known.brokers), missing)]
+    without = topics_without(client, known, dict.fromkeys(sorted(topics), AclOperation.WRITE))
+    missing = sorted(set(topics) - known.topics.keys() - without.keys())
+    return [
+        ok("kafka", f"{len(known.brokers)} brokers: {brokers}"),
+        _missing(client, min(known.brokers), missing) if missing else ok("topics", "all there that were asked about"),
+        *([_forbidden(without, properties)] if without else []),
+    ]
+
+
+def _forbidden(without: Mapping[str, AclOperation], properties: Mapping[str, object]) -> Check:
+    found = f"not granted: {named(without)}"
+    return Check("rights", Level.FAIL, found, "WRITE on every topic", grants(without, properties))
 
 
 def _missing(client: AdminClient, broker: int, missing: list[str]) -> Check:

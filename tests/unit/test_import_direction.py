@@ -84,7 +84,7 @@ KEPT_OUT_OF_LOGIC = ("pymysqlreplication", "confluent_kafka", "tenacity")
 SHARED = (
     *("cdc_relay.outbox", "cdc_relay.errors", "cdc_relay.config", "cdc_relay.config_layers", "cdc_relay.masking"),
     "cdc_relay.logs",
-    "cdc_relay.kafka.clients",
+    *("cdc_relay.kafka.clients", "cdc_relay.kafka.rights"),
     *("cdc_relay.admin", "cdc_relay.interpreter", "cdc_relay.program", "cdc_relay.row_image"),
 )
 
