@@ -36,7 +36,7 @@ def consumer_properties(settings: KafkaSettings, group_id: str) -> Properties:
         isolation_level="read_committed",
         group_protocol="classic",
         enable_auto_commit=False,
-        # What is fetched ahead takes memory, and each worker fetches: 64 MB by default. This is a second's work and more.
+        # What is fetched ahead takes memory, in each worker: 64 MB by default. This is a second's work and more.
         queued_max_messages_kbytes=16_384,
         fetch_queue_backoff_ms=20,
         # A topic that is made later, or grows by a partition, is seen after this time; the default is 5 minutes.
