@@ -25,6 +25,7 @@ from cdc_relay.bench.settings import as_environment, inherited
 from cdc_relay.config import Settings
 from cdc_relay.config_layers import load
 from cdc_relay.embedded.process import GuardedProcess, tail
+from cdc_relay.kafka.clients import known_to
 from cdc_relay.outbox.envelope import decode
 
 _ENTRY = struct.Struct("<qd")
@@ -91,11 +92,10 @@ def main() -> None:
     """Read until killed."""
     topic, ends, file = sys.argv[1:]
     kafka = load(environ=os.environ).kafka
-    consumer = Consumer(
-        kafka.client_properties(
-            group_id="cdc-relay-bench", client_id="cdc-relay-bench", enable_auto_commit=False, fetch_wait_max_ms=50
-        )
+    properties = kafka.client_properties(
+        group_id="cdc-relay-bench", client_id="cdc-relay-bench", enable_auto_commit=False, fetch_wait_max_ms=50
     )
+    consumer = Consumer(known_to("consumer", properties))
     consumer.assign([TopicPartition(topic, int(partition), end) for partition, end in json.loads(ends).items()])
     consumer.poll(0.5)  # connects
     with open(file, "wb", buffering=0) as entries:

@@ -19,6 +19,7 @@ from cdc_relay.bench.settings import altered
 from cdc_relay.binlog.server import server_binlog
 from cdc_relay.config import KafkaSettings, Settings
 from cdc_relay.errors import ConfigurationError, DatabaseError, KafkaError, KafkaUnavailable
+from cdc_relay.kafka.clients import known_to
 from cdc_relay.outbox.database import make_engine, transaction
 from cdc_relay.outbox.operator_statements import OperatorStatements
 from cdc_relay.outbox.table import DEFAULT_TABLE, outbox_table
@@ -189,7 +190,8 @@ class ThrowawayTopic:
         self.partitions = partitions
         self._servers = settings.bootstrap_servers
         try:
-            self._admin = AdminClient(settings.client_properties(client_id="cdc-relay-bench") | {"log_level": 0})
+            properties = settings.client_properties(client_id="cdc-relay-bench")
+            self._admin = AdminClient(known_to("admin", properties) | {"log_level": 0})
         except KafkaException as error:
             raise ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
         self._before = 0
