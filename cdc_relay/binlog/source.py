@@ -24,6 +24,8 @@ _ERR = 0xFF
 #: ER_MASTER_FATAL_ERROR_READING_BINLOG (MySQL and MariaDB) and MariaDB's ER_SLAVE_SAME_ID.
 _FATAL_READING = 1236
 _SAME_ID = 4052
+#: MariaDB 12.3 and later, whose binlog may lie in InnoDB (ER_ENGINE_BINLOG_REQUIRES_GTID).
+_WANTS_GTID = 4246
 #: ER_SPECIFIC_ACCESS_DENIED_ERROR: waiting does not help.
 _DENIED = 1227
 
@@ -218,5 +220,10 @@ def _error(code: int, text: str) -> DatabaseError:
     if code == _DENIED:
         return DatabaseError(
             f"this account may not read the binlog: {text}", hint="GRANT REPLICATION SLAVE ON *.* to it"
+        )
+    if code == _WANTS_GTID:
+        return DatabaseError(
+            f"the binlog of this server cannot be followed by file and position: {text}",
+            hint="leave binlog_storage_engine unset in my.cnf and restart the server, or let cdc-relay sweep do it all",
         )
     return DatabaseUnavailable(f"the server ended the binlog stream with error {code}: {text}")

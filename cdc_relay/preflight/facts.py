@@ -20,7 +20,7 @@ ORDER BY c.ORDINAL_POSITION
 
 _VARIABLES = (
     *("binlog_row_image", "binlog_row_metadata", "binlog_expire_logs_seconds", "expire_logs_days"),
-    *("time_zone", "system_time_zone", "version_comment"),
+    *("binlog_storage_engine", "time_zone", "system_time_zone", "version_comment"),
 )
 
 

@@ -45,6 +45,7 @@ def extra_checks(facts: Essentials, extras: Extras, table: str) -> list[Check]:
         _index(extras, table),
         _row_image(extras),
         _row_metadata(extras),
+        *_storage(extras),
         _retention(facts, extras),
         _clock(extras),
     ]
@@ -184,6 +185,19 @@ def _row_image(extras: Extras) -> Check:
 def _row_metadata(extras: Extras) -> Check:
     found = extras.variables.get("binlog_row_metadata", "not known to this server")
     return ok("binlog_row_metadata", f"{found}: any will do")
+
+
+def _storage(extras: Extras) -> Iterator[Check]:
+    """MariaDB 12.3 and later only."""
+    found = extras.variables.get("binlog_storage_engine")
+    if found:
+        yield Check(
+            "binlog storage",
+            Level.FAIL,
+            f"binlog_storage_engine is {found}: such a binlog is read by GTID only",
+            "files, which is the default",
+            "my.cnf: remove binlog_storage_engine, then restart the server; or run cdc-relay sweep without a tailer",
+        )
 
 
 def _retention(facts: Essentials, extras: Extras) -> Check:

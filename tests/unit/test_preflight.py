@@ -146,6 +146,16 @@ def test_what_an_operator_should_know_is_told(extras: Extras, name: str, level: 
     assert says in told.remedy
 
 
+@pytest.mark.parametrize(("value", "fails"), [("innodb", True), ("", False)])
+def test_a_binlog_that_lies_in_innodb_cannot_be_followed(value: str, fails: bool) -> None:
+    facts = replace(EXTRAS, variables={"binlog_row_image": "FULL", "binlog_storage_engine": value})
+    checks = {check.name: check for check in extra_checks(FACTS, facts, "outbox")}
+    assert ("binlog storage" in checks) is fails
+    if fails:
+        assert checks["binlog storage"].level is Level.FAIL
+        assert "binlog_storage_engine" in checks["binlog storage"].remedy
+
+
 @pytest.mark.parametrize(
     ("variables", "found"),
     [

@@ -162,6 +162,15 @@ def test_another_reader_with_our_server_id_is_an_outage_with_a_hint(code: int, m
     assert "server_id" in caught.value.hint
 
 
+def test_a_binlog_that_is_read_by_gtid_only_is_told_with_what_can_be_done() -> None:
+    """MariaDB 12.3 with ``binlog_storage_engine = innodb``; to wait would not help."""
+    said = "GTID starting position is required on master with --binlog-storage-engine enabled"
+    with pytest.raises(DatabaseError, match="by file and position") as caught:
+        source_of(Binlog(), error_packet(4246, said)).read()
+    assert not caught.value.retriable
+    assert "binlog_storage_engine" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("code", [1053, 1079, 1158, 1927, 3169])
 def test_any_other_error_is_an_outage_with_its_number(code: int) -> None:
     with pytest.raises(DatabaseUnavailable, match=f"{code}: gone"):
