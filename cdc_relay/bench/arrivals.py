@@ -1,14 +1,15 @@
 """A consumer in a process of its own that notes when each record came, so that the writer does not slow it.
 
 Run as ``python -m cdc_relay.bench.arrivals TOPIC ENDS FILE`` with its settings in CDC_ variables; ``ENDS`` says as JSON
-where it begins in each partition. It appends to ``FILE``, for each record, the row's id and the time of its arrival.
-The first entry, with id 0, says that it is ready.
+where it begins in each partition. It appends to ``FILE``, for each record, the number in the row's payload and the time
+of its arrival. The first entry, with a number below 0, says that it is ready.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import sys
 import time
@@ -26,9 +27,11 @@ from cdc_relay.config import Settings
 from cdc_relay.config_layers import load
 from cdc_relay.embedded.process import GuardedProcess, tail
 from cdc_relay.kafka.clients import known_to
-from cdc_relay.outbox.envelope import decode
 
 _ENTRY = struct.Struct("<qd")
+_READY = -1
+#: In the payload, be that in an envelope, by itself, or text within the JSON of a whole row.
+_NUMBER = re.compile(rb'"number\\?": (\d+)')
 _READY_S = 30.0
 _LOOK_S = 0.05
 
@@ -42,7 +45,7 @@ class Arrivals:
         self._log = log
 
     def wait(self, rows: int, patience_s: float, on_wait: Callable[[], None]) -> dict[int, float]:
-        """When the first record of each of so many rows came, in seconds since 1970, by row id.
+        """When the first record of each of so many rows came, in seconds since 1970, by the number of the row.
 
         Raises MeasurementFailed when they have not all come after ``patience_s``, and what ``on_wait`` raises.
         """
@@ -65,9 +68,9 @@ class Arrivals:
     def _read(self) -> dict[int, float]:
         content = self._file.read_bytes()
         found: dict[int, float] = {}
-        for row_id, at in _ENTRY.iter_unpack(content[: len(content) // _ENTRY.size * _ENTRY.size]):
-            if row_id:
-                found.setdefault(row_id, at)
+        for number, at in _ENTRY.iter_unpack(content[: len(content) // _ENTRY.size * _ENTRY.size]):
+            if number != _READY:
+                found.setdefault(number, at)
         return found
 
 
@@ -99,12 +102,12 @@ def main() -> None:
     consumer.assign([TopicPartition(topic, int(partition), end) for partition, end in json.loads(ends).items()])
     consumer.poll(0.5)  # connects
     with open(file, "wb", buffering=0) as entries:
-        entries.write(_ENTRY.pack(0, time.time()))
+        entries.write(_ENTRY.pack(_READY, time.time()))
         while True:
             record = consumer.poll(1.0)
             now = time.time()
-            if record is not None and record.error() is None:
-                entries.write(_ENTRY.pack(decode(record.value()).outbox_id, now))
+            if record is not None and record.error() is None and (found := _NUMBER.search(record.value() or b"")):
+                entries.write(_ENTRY.pack(int(found[1]), now))
 
 
 if __name__ == "__main__":

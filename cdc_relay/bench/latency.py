@@ -6,11 +6,11 @@ record may be faster than the answer to the commit: what is below zero is counte
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Thread
+from typing import Protocol
 
 from cdc_relay.bench.arrivals import arrivals
 from cdc_relay.bench.figures import metric, nearest_rank
@@ -37,77 +37,107 @@ class Latency:
     """Below the wanted one where commits take long: then more writers are needed."""
 
 
+@dataclass(frozen=True)
+class Load:
+    """What the writers do: commit rows at an even pace, one a transaction."""
+
+    rate: float
+    """Rows a second, of all writers together."""
+    seconds: float
+    """How long, behind the warm-up."""
+    writers: int = 1
+    payload_bytes: int = 600
+    warm_up_s: float = WARM_UP_S
+
+
+class Program(Protocol):
+    """What sends the rows; it is running already."""
+
+    def require_alive(self) -> None:
+        """Raise MeasurementFailed with what it said when it has ended."""
+
+    def stop(self) -> None:
+        """End it in good order."""
+
+    def close(self) -> None:
+        """End it at once and remove what it has left."""
+
+
 def measure(
     outbox: ThrowawayOutbox,
     topic: ThrowawayTopic,
     variant: Variant,
+    load: Load,
     *,
-    rate: float,
-    seconds: float,
-    writers: int = 1,
-    payload_bytes: int = 600,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Latency:
-    """One relay, one consumer, and writers that commit ``rate`` rows a second together, one a transaction.
+    """The relay under ``load``; see ``measure_program``."""
+
+    def start() -> RelayProcess:
+        binlog = outbox.binlog()
+        relay = RelayProcess(variant, outbox.settings)
+        try:
+            relay.start(checkpoint_at(binlog.server, binlog.head))
+        except BaseException:
+            relay.close()
+            raise
+        return relay
+
+    return measure_program(outbox, topic, start, load, on_wait=on_wait)
+
+
+def measure_program(
+    outbox: ThrowawayOutbox,
+    topic: ThrowawayTopic,
+    start: Callable[[], Program],
+    load: Load,
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Latency:
+    """One program that sends what is committed from now on, one consumer, and writers.
 
     Rows that are in the outbox are removed first. ``on_wait`` is called each second or more often; what it raises ends
     the run. Raises MeasurementFailed and what the place raises.
     """
     outbox.clear()
-    binlog = outbox.binlog()
-    relay = RelayProcess(variant, outbox.settings)
+    program = start()
 
     def go_on() -> None:
         on_wait()
-        relay.require_alive()
+        program.require_alive()
 
     try:
-        relay.start(checkpoint_at(binlog.server, binlog.head))
         with arrivals(topic, outbox.settings) as consumer:
             time.sleep(_SETTLE_S)
-            committed = write_steadily(
-                outbox,
-                topic.name,
-                rate=rate,
-                seconds=seconds + WARM_UP_S,
-                writers=writers,
-                payload_bytes=payload_bytes,
-                each_second=go_on,
-            )
+            committed = write_steadily(outbox, topic.name, load, each_second=go_on)
             arrived = consumer.wait(len(committed), _PATIENCE_S, go_on)
-        relay.stop()
+        program.stop()
     finally:
-        relay.close()
-    return summary(committed, arrived)
+        program.close()
+    return summary(committed, arrived, load.warm_up_s)
 
 
-def summary(committed: dict[int, float], arrived: dict[int, float]) -> Latency:
-    """Of the rows behind the warm-up. Times are seconds since 1970, by row id."""
+def summary(committed: dict[int, float], arrived: dict[int, float], warm_up_s: float = WARM_UP_S) -> Latency:
+    """Of the rows behind the warm-up. Times are seconds since 1970, by the number of the row."""
     first, last = min(committed.values()), max(committed.values())
-    waits = sorted((arrived[row] - at) * 1000 for row, at in committed.items() if at >= first + WARM_UP_S)
+    waits = sorted((arrived[row] - at) * 1000 for row, at in committed.items() if at >= first + warm_up_s)
     if not waits:
-        raise MeasurementFailed(f"{len(committed)} rows were committed, none of them behind the first {WARM_UP_S:g} s")
+        raise MeasurementFailed(f"{len(committed)} rows were committed, none of them behind the first {warm_up_s:g} s")
     return Latency(
         nearest_rank(waits, 0.5), nearest_rank(waits, 0.99), waits[-1], (len(committed) - 1) / (last - first)
     )
 
 
 def write_steadily(
-    outbox: ThrowawayOutbox,
-    topic: str,
-    *,
-    rate: float,
-    seconds: float,
-    writers: int = 1,
-    payload_bytes: int = 600,
-    each_second: Callable[[], None] = lambda: None,
+    outbox: ThrowawayOutbox, topic: str, load: Load, *, each_second: Callable[[], None] = lambda: None
 ) -> dict[int, float]:
-    """Commit rows at an even pace, one a transaction; when the application knew of each commit, by row id.
+    """When the application knew of each commit, by the number that stands in the row's payload.
 
     ``each_second`` is called meanwhile; what it raises ends the writing.
     """
-    size = max(SMALLEST_PAYLOAD, payload_bytes) - 80
-    payload = json.dumps({"user_id": 1, "conversation_id": "c", "role": "user", "message": "x" * size})
+    seconds = load.warm_up_s + load.seconds
+    pad = "x" * (max(SMALLEST_PAYLOAD, load.payload_bytes) - 100)
+    payload = f'{{"number": %d, "user_id": 1, "conversation_id": "c", "role": "user", "message": "{pad}"}}'
     sql = (
         f"INSERT INTO {DEFAULT_TABLE} (biz_type, topic, message_key, payload, next_retry_at, created_at) "
         f"VALUES ('chat_history_persist', '{topic}', '%s', '{payload}', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))"
@@ -115,7 +145,7 @@ def write_steadily(
     stop = Event()
     committed: dict[int, float] = {}
     failures: list[RelayError] = []
-    engine = make_engine(outbox.settings.database, pool_size=writers)
+    engine = make_engine(outbox.settings.database, pool_size=load.writers)
     begun = time.perf_counter()
 
     def write(first: int) -> None:
@@ -125,15 +155,15 @@ def write_steadily(
             try:
                 connection.driver_connection.autocommit(True)  # type: ignore[union-attr]  # PyMySQL's
                 cursor = connection.cursor()
-                while not stop.is_set() and (due := number / rate) < seconds:
+                while not stop.is_set() and (due := number / load.rate) < seconds:
                     wait_s = due - (time.perf_counter() - begun)
                     if wait_s > 0:
                         time.sleep(wait_s)
                     elif time.perf_counter() - begun > seconds:
                         break
-                    cursor.execute(sql % f"conversation-{number % KEYS}")
-                    committed[int(cursor.lastrowid)] = time.time()
-                    number += writers
+                    cursor.execute(sql % (f"conversation-{number % KEYS}", number))
+                    committed[number] = time.time()
+                    number += load.writers
             finally:
                 connection.close()
 
@@ -144,14 +174,14 @@ def write_steadily(
             failures.append(error)
             stop.set()
 
-    threads = [Thread(target=run, args=(n,), daemon=True) for n in range(writers)]
+    threads = [Thread(target=run, args=(n,), daemon=True) for n in range(load.writers)]
     for thread in threads:
         thread.start()
     try:
         while any(thread.is_alive() for thread in threads):
             each_second()
             for thread in threads:
-                thread.join(1.0 / writers)
+                thread.join(1.0 / load.writers)
     finally:
         stop.set()
         for thread in threads:

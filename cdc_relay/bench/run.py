@@ -9,7 +9,7 @@ from typing import Any
 
 from cdc_relay.bench.catchup import CatchUp, FilledOutbox
 from cdc_relay.bench.figures import Figure, gather
-from cdc_relay.bench.latency import WARM_UP_S, Latency, measure
+from cdc_relay.bench.latency import WARM_UP_S, Latency, Load, measure
 from cdc_relay.bench.machine import machine_facts, server_facts
 from cdc_relay.bench.place import ThrowawayOutbox, ThrowawayTopic, existing
 from cdc_relay.bench.relay import with_writeback
@@ -141,23 +141,13 @@ class Bench:
 
     def _latency(self, rate: int, say: Callable[[str], None], on_wait: Callable[[], None]) -> list[Figure]:
         choices = self._choices
+        load = Load(rate, choices.seconds, choices.writers, choices.payload_bytes)
         runs: dict[str, list[Latency]] = {mode: [] for mode in MODES}
         for turn in range(choices.repeat):
             for mode in MODES:
                 seconds = f"{choices.seconds + WARM_UP_S:g} s"
                 say(f"latency at {rate:,} rows/s for {seconds}, writeback.mode = {mode}{_turn(turn, choices.repeat)}")
-                runs[mode].append(
-                    measure(
-                        self.outbox,
-                        self.topic,
-                        with_writeback(mode),
-                        rate=rate,
-                        seconds=choices.seconds,
-                        writers=choices.writers,
-                        payload_bytes=choices.payload_bytes,
-                        on_wait=on_wait,
-                    )
-                )
+                runs[mode].append(measure(self.outbox, self.topic, with_writeback(mode), load, on_wait=on_wait))
         return [figure for mode in MODES for figure in gather("latency", f"{rate:,} rows/s", mode, runs[mode])]
 
 

@@ -31,6 +31,7 @@ from tests.benchmarks import (
     restart,
     results,
     rivals,
+    rivals_latency,
     soak,
     wire,
 )
@@ -41,7 +42,8 @@ from tests.benchmarks.warm_up import WARM_UP_S, warm_up
 SCENARIOS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     module.__name__.rpartition(".")[2]: module.measure
     for module in (
-        *(catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, rivals, consumer, wire, soak),
+        *(catchup, latency, profile, foreign, restart, backlog, duplicates, comparison, rivals, rivals_latency),
+        *(consumer, wire, soak),
     )
 }
 

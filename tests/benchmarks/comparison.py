@@ -31,7 +31,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
     with lab.place() as (outbox, topic):
         waits = lab.in_turn(
             [RELAY, NAIVE, POLLER, SLOW_POLLER],
-            lambda variant: latency.measure(outbox, topic, variant, rate=_ROWS_PER_S, seconds=lab.sizes.seconds),
+            lambda variant: latency.measure(outbox, topic, variant, latency.Load(_ROWS_PER_S, lab.sizes.seconds)),
         )
     for name, found_waits in waits.items():
         yield from gather("comparison", f"{_ROWS_PER_S} rows/s", name, found_waits)

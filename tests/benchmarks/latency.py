@@ -14,7 +14,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
     """At each rate."""
     for rate in lab.sizes.rates:
         with lab.place() as (outbox, topic):
-            one = partial(latency.measure, outbox, topic, rate=rate, seconds=lab.sizes.seconds)
+            one = partial(latency.measure, outbox, topic, load=latency.Load(rate, lab.sizes.seconds))
             runs = lab.in_turn(lab.variants, one)
         for name, found in runs.items():
             yield from gather("latency", f"{plural(rate, 'row')}/s", name, found)

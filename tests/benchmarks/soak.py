@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from cdc_relay.bench.figures import Figure
-from cdc_relay.bench.latency import write_steadily
+from cdc_relay.bench.latency import Load, write_steadily
 from cdc_relay.bench.relay import RelayProcess, checkpoint_at, with_writeback
 from tests.benchmarks.lab import Lab, say
 
@@ -38,8 +38,7 @@ def _samples(lab: Lab) -> list[float]:
             write_steadily(
                 outbox,
                 topic.name,
-                rate=_ROWS_PER_S,
-                seconds=lab.sizes.minutes * 60,
+                Load(_ROWS_PER_S, lab.sizes.minutes * 60),
                 each_second=lambda: samples.append(relay.memory_mib()),
             )
             relay.stop()

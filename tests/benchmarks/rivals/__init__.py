@@ -1,4 +1,5 @@
 """The relay beside Debezium Server and Maxwell's daemon: catch-up on the same rows, from the same place, in turn.
+Latency beside them: ``tests/benchmarks/rivals_latency.py``.
 
 Their programs are not installed for it: ``--debezium`` and ``--maxwell`` name the folders in which they were unpacked.
 They run by the ``.properties`` beside this file. Neither marks rows, so the relay does not either; the broker has had
@@ -12,7 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,14 +54,21 @@ class _Case:
 
 def measure(lab: Lab) -> Iterator[Figure]:
     """With one row a transaction, with many, and where most of the binlog is others'."""
+    if can_compare(lab):
+        for case in _cases(lab):
+            for name, found in _in_turn(lab, case).items():
+                yield from gather("rivals", case.name, name, found)
+
+
+def can_compare(lab: Lab) -> bool:
+    """Whether there is anybody to compare with; says what is missing."""
     if not (lab.debezium or lab.maxwell):
         say("nobody to compare with: --debezium DIR, --maxwell DIR")
     elif not lab.throwaway:
         say("left out: Maxwell would leave its own database on your MySQL")
     else:
-        for case in _cases(lab):
-            for name, found in _in_turn(lab, case).items():
-                yield from gather("rivals", case.name, name, found)
+        return True
+    return False
 
 
 def _cases(lab: Lab) -> Iterator[_Case]:
@@ -77,12 +85,7 @@ def _fill(outbox: ThrowawayOutbox, topic: str, *, rows: int, rows_each: int) -> 
 
 
 def _in_turn(lab: Lab, case: _Case) -> dict[str, list[CatchUp]]:
-    with lab.place() as (outbox, topic), ExitStack() as stack:
-        rivals: dict[str, Rival] = {}
-        if lab.debezium:
-            rivals["Debezium Server"] = stack.enter_context(Debezium(lab.java, lab.debezium, outbox, topic))
-        if lab.maxwell:
-            rivals["Maxwell"] = stack.enter_context(Maxwell(lab.java, lab.maxwell, outbox, topic))
+    with lab.place() as (outbox, topic), installed(lab, outbox, topic, FOR_MUCH) as rivals:
         for name, rival in rivals.items():
             say(f"{name} learns the schema")
             rival.learn()
@@ -112,8 +115,25 @@ def _once(filled: FilledOutbox, variant: Variant, rival: Rival | None) -> CatchU
         program.close()
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a rival waits for, in milliseconds."""
+
+    linger_ms: int
+    """Its producer, for more records."""
+    poll_ms: int
+    """Debezium, for more events."""
+
+
+FOR_MUCH = Pace(linger_ms=5, poll_ms=5)
+AT_ONCE = Pace(linger_ms=0, poll_ms=1)
+
+
 class Rival(Protocol):
     """Another program for the same job."""
+
+    following: str
+    """In its log as soon as it follows the binlog."""
 
     def learn(self) -> None:
         """Before any rows: let it make what it keeps about the table's schema."""
@@ -184,6 +204,7 @@ class _Installed:
     folder: Path
     outbox: ThrowawayOutbox
     topic: ThrowawayTopic
+    pace: Pace
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +225,8 @@ class _Installed:
             "topic": self.topic.name,
             "bootstrap_servers": self.outbox.settings.kafka.bootstrap_servers,
             "http_port": free_port(),
+            "linger_ms": self.pace.linger_ms,
+            "poll_ms": self.pace.poll_ms,
         }
         path.parent.mkdir(exist_ok=True)
         path.write_text((Path(__file__).parent / template).read_text().format(**facts))
@@ -211,6 +234,8 @@ class _Installed:
 
 class Debezium(_Installed):
     """Begins each time with what it had written down when the table was empty."""
+
+    following = "Keepalive thread is running"
 
     def __enter__(self) -> Self:
         self._learned = GuardedProcess("debezium-data")  # a folder that goes at the end
@@ -222,7 +247,7 @@ class Debezium(_Installed):
     def learn(self) -> None:
         program = self._program()
         try:
-            program.wait_until(lambda said: "Keepalive thread is running" in said, "it follows the binlog")
+            program.wait_until(lambda said: self.following in said, "it follows the binlog")
             # It keeps no place before it has sent something.
             self.outbox.fill(self.topic.name, rows=1)
             program.wait_until(lambda _: self.topic.records() == 1, "it sends a row")
@@ -257,6 +282,8 @@ class Debezium(_Installed):
 class Maxwell(_Installed):
     """Keeps the schema in a database of its own, and is told where to begin."""
 
+    following = "Binlog connected"
+
     def __enter__(self) -> Self:
         # What it knows from a place before this one would stand in the way.
         with transaction(self.outbox.engine) as connection:
@@ -266,7 +293,7 @@ class Maxwell(_Installed):
     def learn(self) -> None:
         program = self._program()
         try:
-            program.wait_until(lambda said: "Binlog connected" in said, "it follows the binlog")
+            program.wait_until(lambda said: self.following in said, "it follows the binlog")
             time.sleep(_SETTLED_S)
             program.stop()
         finally:
@@ -288,6 +315,18 @@ class Maxwell(_Installed):
             program.close()
             raise
         return program
+
+
+@contextmanager
+def installed(lab: Lab, outbox: ThrowawayOutbox, topic: ThrowawayTopic, pace: Pace) -> Iterator[dict[str, Rival]]:
+    """Those that there are, by name, for one place."""
+    with ExitStack() as stack:
+        found: dict[str, Rival] = {}
+        if lab.debezium:
+            found["Debezium Server"] = stack.enter_context(Debezium(lab.java, lab.debezium, outbox, topic, pace))
+        if lab.maxwell:
+            found["Maxwell"] = stack.enter_context(Maxwell(lab.java, lab.maxwell, outbox, topic, pace))
+        yield found
 
 
 def _version(jar: Path) -> list[int]:
