@@ -59,8 +59,8 @@ def prepare(properties: Properties, topics: Sequence[str], suffix: str, *, creat
     said: list[Reported] = []
     client = make_client(AdminClient, properties | {"error_cb": said.append})
     known = _what_is_there(client, said, str(properties.get("bootstrap.servers")))
-    wanted = dict.fromkeys((dead_letter_topic(topic, suffix) for topic in topics), AclOperation.WRITE)
-    wanted |= dict.fromkeys(topics, AclOperation.READ)
+    wanted = dict.fromkeys(topics, AclOperation.READ)
+    wanted |= dict.fromkeys((dead_letter_topic(topic, suffix) for topic in topics), AclOperation.WRITE)
     without = topics_without(client, known, wanted)
     if without:
         raise KafkaError(

@@ -169,13 +169,12 @@ def test_without_any_right_the_relay_waits_and_says_what_it_needs(
     assert (found.level, found.found) == (Level.FAIL, f"not granted: WRITE {TOPIC}")
     world.add_chats("a")
     world.write([payload("a", "one")], status="pending")
-    with running_relay(relay):
+    with running_relay(relay, tail=False):  # a tailer would not get to tailing
         eventually(lambda: "Allow this user to WRITE the topics" in caplog.text, "the hint")
         assert world.status_counts() == {"pending": 1}
         rights.grant(found.remedy)
         assert checked(relay).keys() == {"kafka", "topics"}
         eventually(lambda: world.status_counts() == {"published": 1}, "the row published")
-    assert {row.retry_count for row in world.rows().values()} == {0}
 
 
 def test_a_topic_that_the_relay_may_not_write_to_is_named_and_costs_only_its_rows(
