@@ -137,7 +137,8 @@ def world(database_url: str, guarded: GuardedBroker) -> Iterator[World]:
 
 @pytest.fixture
 def relay(database_url: str, guarded: GuardedBroker, tmp_path: Path) -> Settings:
-    return settings_for(database_url, guarded.bootstrap_servers, tmp_path, **guarded.account("relay"))
+    account = guarded.account("relay")
+    return settings_for(database_url, guarded.bootstrap_servers, tmp_path, sweep__lease_s=2.0, **account)
 
 
 @pytest.fixture
