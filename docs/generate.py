@@ -24,7 +24,7 @@ from consumer.metrics import ConsumerMetrics
 DOCS = Path(__file__).parent
 
 #: Files of ``python -m tests.benchmarks --out``, in the order of the page.
-RESULTS = ("rivals", "results", "earlier", "soak")
+RESULTS = ("rivals", "rivals_latency", "results", "backlog", "earlier", "soak")
 
 #: What the figures depend on most, beside the machine.
 FACTS = ("mysql", "kafka", "python", "cdc-relay", "librdkafka", "debezium", "maxwell", "load before")
