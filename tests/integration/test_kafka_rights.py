@@ -16,7 +16,8 @@ from confluent_kafka.cimpl import NewTopic
 from cdc_relay.config import Settings
 from cdc_relay.embedded.kafka import KafkaBroker
 from cdc_relay.embedded.process import free_port
-from cdc_relay.errors import KafkaError
+from cdc_relay.errors import KafkaError, ProducerFatal
+from cdc_relay.kafka.publisher import KafkaPublisher
 from cdc_relay.preflight.check import Check, Level
 from cdc_relay.preflight.kafka import kafka_checks
 from consumer.service import Service
@@ -163,19 +164,32 @@ def test_the_rights_in_the_readme_suffice(
 
 
 def test_without_any_right_the_relay_waits_and_says_what_it_needs(
-    world: World, rights: Rights, relay: Settings, caplog: pytest.LogCaptureFixture
+    world: World, rights: Rights, relay: Settings
 ) -> None:
     rights.withdraw()
     found = checked(relay)["rights"]
     assert (found.level, found.found) == (Level.FAIL, f"not granted: WRITE {TOPIC}")
     world.add_chats("a")
     world.write([payload("a", "one")], status="pending")
-    with running_relay(relay, tail=False):  # a tailer would not get to tailing
-        eventually(lambda: "Allow this user to WRITE the topics" in caplog.text, "the hint")
+    with running_relay(relay, tail=False) as service:  # a tailer would not get to tailing
+        failed = ("cdc_relay_reconnects_total", {"target": "kafka"})
+        eventually(lambda: service._registry.get_sample_value(*failed), "a producer that has failed for good")
         assert world.status_counts() == {"pending": 1}
         rights.grant(found.remedy)
         assert checked(relay).keys() == {"kafka", "topics"}
         eventually(lambda: world.status_counts() == {"published": 1}, "the row published")
+
+
+def test_a_producer_that_may_not_send_anything_says_what_it_needs(rights: Rights, relay: Settings) -> None:
+    rights.withdraw()
+    publisher = KafkaPublisher(relay.kafka)
+    try:
+        eventually(lambda: (publisher.poll(0.1), publisher.failed)[1], "the refusal")
+        with pytest.raises(ProducerFatal, match="authorization failed") as refused:
+            publisher.raise_if_fatal()
+    finally:
+        publisher.close()
+    assert "WRITE the topics" in str(refused.value.hint)
 
 
 def test_a_topic_that_the_relay_may_not_write_to_is_named_and_costs_only_its_rows(
