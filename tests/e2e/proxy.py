@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from threading import Thread
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -138,15 +139,16 @@ class Proxy:
         if self._is_silent:
             link.silence(up=True, down=True)
         self._links.add(link)
-        try:
-            async with asyncio.TaskGroup() as both_ways:  # where one task fails the others end: none is left over
-                self._pump(both_ways, self._requests(reader, writer), far_writer, link.up_is_open)
-                self._pump(both_ways, far_reader, writer, link.down_is_open)
-        except* OSError:
-            pass  # one end is gone, so the other goes too
-        finally:
-            self._links.discard(link)
-            link.close()
+        with suppress(asyncio.CancelledError):  # at the end: asyncio would complain of it
+            try:
+                async with asyncio.TaskGroup() as both_ways:  # where one task fails the others end: none is left over
+                    self._pump(both_ways, self._requests(reader, writer), far_writer, link.up_is_open)
+                    self._pump(both_ways, far_reader, writer, link.down_is_open)
+            except* OSError:
+                pass  # one end is gone, so the other goes too
+            finally:
+                self._links.discard(link)
+                link.close()
 
     def _requests(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> Readable:
         """What goes to the server; a proxy that knows the protocol may keep some of it and answer ``back``."""
